@@ -1,0 +1,338 @@
+"""What is trained: small networks, each a body that makes features and a head that makes logits.
+
+Every function here returns a `Classifier`. Its weights are drawn from torch's global generator by torch's own
+initialisation, which is also what the code of arXiv 2308.09565 uses: call `torch.manual_seed` first. No norm draws
+a random number and none changes the name of a weight, so one seed gives the same weights whatever the norm.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedlib.norms import KINDS, MeanShift, MeanVarNorm, ScaleNorm, check_choice, norm_layer
+
+__all__ = ["MODELS", "Classifier", "ResidualBlock", "Style", "build", "cnn", "leaf_cnn", "mlp", "parameters",
+           "plain_twin", "resnet18", "slim_cnn", "small_cnn"]
+
+Shape = tuple[int, int, int]
+
+
+class Classifier(nn.Module):
+    """logits = head(body(x)).
+
+    body  x (B, C, H, W), float, any memory format -> features (B, d)
+    head  features -> logits (B, classes), a linear layer: row c of head.weight is the classifier w_c of class c
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Module):
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the layers of an MLP or a CNN are put together; the keyword options of all builders but `resnet18`.
+
+    norm    none, feature, layer, group, batch or shift (`norms.norm_layer`)
+    where   the norm stands "after" the activation, as in arXiv 2308.09565, or "before" it
+    places  "every" layer has the norm, or the "last" hidden layer only. With "layer", "last" leaves mean shifts in
+            the earlier layers: the reduced network of proposition 2. Default: "last" for feature, which by
+            proposition 1 is the same network as "every"; "every" for the others.
+    affine  learnable scale and shift in layer, group and batch norms
+    groups  of the group norm
+    bias    biases in all convolutions and dense layers, the head included
+    slope   of the activation for negative inputs, >= 0: 0 is ReLU, more is LeakyReLU
+    eps     of the norms. Proposition 2 is exact for eps -> 0: a mean-variance norm's eps is not scaled with its input.
+    """
+
+    norm: str = "none"
+    where: str = "after"
+    places: str | None = None
+    affine: bool = True
+    groups: int = 2
+    bias: bool = False
+    slope: float = 0.0
+    eps: float = 1e-5
+
+    def __post_init__(self):
+        check_choice("norm", self.norm, KINDS)
+        check_choice("where", self.where, ("after", "before"))
+        if self.places is not None:
+            check_choice("places", self.places, ("every", "last"))
+        if self.slope < 0:
+            raise ValueError(f"slope must be 0 or more, so that the activation never decreases; got {self.slope}.")
+
+    def activation(self) -> nn.Module:
+        return nn.LeakyReLU(self.slope) if self.slope else nn.ReLU()
+
+    def kind(self, last: bool) -> str:
+        """The norm of a hidden layer, `last` or earlier."""
+        places = self.places or ("last" if self.norm == "feature" else "every")
+        if last or places == "every":
+            return self.norm
+        return "shift" if self.norm == "layer" else "none"
+
+    def layer(self, name: str, index: int, linear: nn.Module, last: bool, pool: bool = False) -> list:
+        """(name, module) pairs of one hidden layer: `linear`, its norm, the activation, and 2x2 max-pooling.
+
+        Pooling comes last in the papers. It goes before the activation here wherever no norm stands between the
+        two: the maximum passes through a function that never decreases, so the network is the same, and the
+        activation has a quarter of the entries to work on.
+        """
+        spatial = isinstance(linear, nn.Conv2d)
+        channels = linear.out_channels if spatial else linear.out_features
+        kind = self.kind(last)
+        norm = norm_layer(kind, channels, spatial=spatial, affine=self.affine, groups=self.groups, eps=self.eps)
+        norm = [] if kind == "none" else [(f"norm{index}", norm)]
+        act = [(f"act{index}", self.activation())]
+        pool = [(f"pool{index}", nn.MaxPool2d(2))] if pool else []
+        after = act + norm + pool if norm else pool + act
+        return [(name, linear)] + (after if self.where == "after" else norm + pool + act)
+
+
+def mlp(shape: Shape, classes: int, norm: str = "none", hidden: Sequence[int] = (64, 64, 32), **style) -> Classifier:
+    """Multi-layer perceptron on the flattened image; `style` takes the options of `Style`.
+
+    The network of the propositions of arXiv 2308.09565, section 4: W n(rho(A_L ... n(rho(A_1 x)))). With
+    `hidden=()` it is logistic regression. Raises ValueError for a norm without a hidden layer.
+    """
+    if norm != "none" and not hidden:
+        raise ValueError(f"hidden must name at least one layer for norm={norm!r}; got an empty one.")
+    return _classifier(shape, classes, _style(norm, style, ["hidden"]), hidden=hidden)
+
+
+def cnn(shape: Shape, classes: int, norm: str = "none", variant: str = "table", width: int = 64, hidden: int = 384,
+        **style) -> Classifier:
+    """The CNN of arXiv 2308.09565, which its table 7 and its code give differently; `style` as in `Style`.
+
+    "table"  conv 5x5, 64 - pool - conv 5x5, 64 - pool - dense 384 - head; d = 384; 725,440 weights
+    "code"   one more dense layer, 384 to 192, before the head; d = 192; 797,248 weights
+
+    (weights for 10 classes of 3x32x32 images). No padding, no biases, 2x2 max-pooling, ReLU and then the norm after
+    every layer but the head. Both satisfy the paper's theory. The table prints an input of 28x28x3 but 1600
+    features after the convolutions, which take 32x32. `width` and `hidden` scale the 64 channels and the 384
+    features. Images must be 16 pixels high and wide at least.
+    """
+    check_choice("variant", variant, ("table", "code"))
+    dense = (hidden,) if variant == "table" else (hidden, hidden // 2)
+    return _classifier(shape, classes, _style(norm, style, ["variant", "width", "hidden"]),
+                       channels=(width, width), kernel=5, hidden=dense)
+
+
+def slim_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 16, hidden: int = 64, **style) -> Classifier:
+    """`cnn` made small for 8x8 digits: conv 3x3, `width` - pool - conv 3x3, 2 `width` - pool - dense - head.
+
+    Padding 1, no biases, the order of layers of `cnn`; 13,584 weights for 10 classes of 1x8x8 images. `style` as in
+    `Style`. Images must be 4 pixels high and wide at least.
+    """
+    return _classifier(shape, classes, _style(norm, style), channels=(width, 2 * width), kernel=3, padding=1,
+                       hidden=(hidden,))
+
+
+def small_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 16, hidden: int = 64, **style) -> Classifier:
+    """conv 3x3, 16 - pool - conv 3x3, 32 - pool - dense 64 - head, padding 1, with biases; `style` as in `Style`."""
+    return _classifier(shape, classes, _style(norm, {"bias": True, **style}), channels=(width, 2 * width), kernel=3,
+                       padding=1, hidden=(hidden,))
+
+
+def leaf_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 32, hidden: int = 512, **style) -> Classifier:
+    """conv 5x5, 32 - pool - conv 5x5, 64 - pool - dense 512 - head, padding 2, with biases; `style` as in `Style`.
+
+    As in McMahan et al. 2017 (arXiv 1602.05629) for MNIST: 1,663,370 parameters for 10 classes of 1x28x28 images.
+    LEAF (Caldas et al. 2018, arXiv 1812.01097) has it with hidden=2048: 6,603,710 for its 62 characters.
+    """
+    return _classifier(shape, classes, _style(norm, {"bias": True, **style}), channels=(width, 2 * width), kernel=5,
+                       padding=2, hidden=(hidden,))
+
+
+def _style(norm: str, options: dict, own: Sequence[str] = ("width", "hidden")) -> Style:
+    """The Style of `options`; `own` are the options the builder has besides, named in the error."""
+    for option in options:
+        check_choice("option", option, [*own, *(field.name for field in fields(Style))])
+    return Style(norm=norm, **options)
+
+
+def _check_shape(shape: Shape, classes: int, smallest: int = 1) -> None:
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape must be (channels, height, width), each 1 or more; got {tuple(shape)}.")
+    if min(shape[1:]) < smallest:
+        raise ValueError(f"shape: images must be at least {smallest}x{smallest} for this model; got {tuple(shape)}.")
+    if classes < 2:
+        raise ValueError(f"classes must be 2 or more; got {classes}.")
+
+
+def _classifier(shape: Shape, classes: int, style: Style, *, channels: Sequence[int] = (), kernel: int = 3,
+                padding: int = 0, hidden: Sequence[int] = ()) -> Classifier:
+    """Convolutions with 2x2 max-pooling, then dense layers, then a linear head."""
+    trim, smallest = kernel - 1 - 2 * padding, 1
+    for _ in channels:
+        smallest = 2 * smallest + trim  # from 1x1 at the end backwards, through each pooling and convolution
+    _check_shape(shape, classes, smallest)
+    size_in, *shape = shape
+    layers, index, last = [], 0, len(channels) + len(hidden)
+    for size in channels:
+        index += 1
+        conv = nn.Conv2d(size_in, size, kernel, padding=padding, bias=style.bias)
+        layers += style.layer(f"conv{index}", index, conv, index == last, pool=True)
+        size_in, shape = size, [(side - trim) // 2 for side in shape]
+    layers.append(("flatten", nn.Flatten()))
+    size_in *= shape[0] * shape[1]
+    for size in hidden:
+        index += 1
+        dense = nn.Linear(size_in, size, bias=style.bias)
+        layers += style.layer(f"fc{index - len(channels)}", index, dense, index == last)
+        size_in = size
+    return Classifier(nn.Sequential(OrderedDict(layers)), nn.Linear(size_in, classes, bias=style.bias))
+
+
+class ResidualBlock(nn.Module):
+    """The basic block of He et al. 2016 (arXiv 1512.03385): two 3x3 convolutions and a shortcut.
+
+    rho is ReLU, A_i a convolution, S the identity or, where the shape changes, a 1x1 convolution.
+
+        before   rho(N A_2 rho(N A_1 x) + N S x)      norm in the usual place: batch, group, none
+        after    N rho(A_2 N rho(A_1 x) + S x)        arXiv 2308.09565, section 4: layer
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: Callable[[int], nn.Module], after: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = norm(channels), norm(channels)
+        self.shortcut, self.shortcut_norm = nn.Identity(), nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False)
+            self.shortcut_norm = nn.Identity() if after else norm(channels)
+        self.after = after
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        short = self.shortcut_norm(self.shortcut(x))
+        if self.after:
+            return self.norm2(F.relu(self.conv2(self.norm1(F.relu(self.conv1(x)))) + short))
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + short)
+
+
+class GlobalAveragePool(nn.Module):
+    """(B, C, H, W) -> (B, C): the mean over the positions."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+def resnet18(shape: Shape, classes: int, norm: str = "none", *, groups: int = 2, affine: bool = True,
+             eps: float = 1e-5, width: int = 64) -> Classifier:
+    """ResNet-18 for small images (He et al. 2016) in the forms of arXiv 2308.09565; head with bias.
+
+    Stem: 3x3 convolution with stride 1, no max-pooling. Four stages of two `ResidualBlock`s with `width` times 1, 2,
+    4 and 8 channels, halving the image between stages. Global average pooling: d = 8 `width`. (The paper's code pools
+    4x4 windows, the same for 32x32 images; for larger ones it has more features.)
+
+    none         no normalisation at all
+    batch/group  convolution, norm, ReLU; also on the shortcut
+    layer        MeanVarNorm after the ReLU; the second one after the residual addition; none on the shortcut
+    feature      ScaleNorm of the pooled feature, no other norm
+
+    11,164,362 parameters without norm and 11,173,962 with batch norm, for 10 classes of 3-channel images.
+    """
+    check_choice("norm", norm, ("none", "batch", "group", "layer", "feature"))
+    _check_shape(shape, classes)
+    kind, after = ("none" if norm == "feature" else norm), norm == "layer"
+
+    def make_norm(channels: int) -> nn.Module:
+        return norm_layer(kind, channels, spatial=True, affine=affine, groups=groups, eps=eps)
+
+    stem = [("norm", make_norm(width)), ("act", nn.ReLU())]
+    stem = [("conv", nn.Conv2d(shape[0], width, 3, padding=1, bias=False))] + (stem[::-1] if after else stem)
+    layers, channels = [("stem", nn.Sequential(OrderedDict(stem)))], width
+    for stage, out in enumerate((width, 2 * width, 4 * width, 8 * width), start=1):
+        blocks = [ResidualBlock(channels, out, 1 if stage == 1 else 2, make_norm, after),
+                  ResidualBlock(out, out, 1, make_norm, after)]
+        layers.append((f"stage{stage}", nn.Sequential(*blocks)))
+        channels = out
+    layers.append(("pool", GlobalAveragePool()))
+    if norm == "feature":
+        layers.append(("norm", ScaleNorm(eps)))
+    return Classifier(nn.Sequential(OrderedDict(layers)), nn.Linear(channels, classes))
+
+
+def plain_twin(model: Classifier) -> Classifier:
+    """An MLP without norms that decides every input as `model` does: the construction behind proposition 3.
+
+    `model` is an `mlp` with norm none, feature, shift or layer (affine=False), on either side of the activation, any
+    `places`. Only the first layer may have a bias. With P = I - 1 1'/d and positive numbers c depending on x,
+
+        after the activation   h_i = n_MV(rho(U_i h_{i-1})) = c P rho(U_i h_{i-1}):   U_i P for i >= 2, and W P
+        before it              h_i = rho(n_MV(U_i h_{i-1})) = c rho(P U_i h_{i-1}):   P U_i (and P b_1)
+
+    replace U_i and W. (Leaky)ReLU lets the positive c through to the logits, where it does not move the arg max. eps
+    does no harm: it changes c alone. A scale norm is a c by itself and just goes.
+
+    Exact for MLPs only. In a CNN the mean runs over all positions of an image, and subtracting it is no convolution.
+
+    Returns a new Classifier; `model` is left as it was. Raises ValueError for a layer that the proposition excludes.
+    Source: arXiv 2308.09565, proposition 3 and appendix B.
+    """
+    twin = copy.deepcopy(model)
+    kept, shift_input, previous, first = OrderedDict(), False, None, True
+    for name, module in [*twin.body.named_children(), ("head", twin.head)]:
+        _check_twin(name, module, first)
+        if isinstance(module, nn.Linear):
+            if shift_input:
+                _shift(module.weight, 1)
+            shift_input, first = False, False
+        if isinstance(module, (MeanVarNorm, MeanShift)):
+            if isinstance(previous, nn.Linear):
+                for parameter in previous.parameters():
+                    _shift(parameter, 0)
+            else:
+                shift_input = True
+        elif not isinstance(module, ScaleNorm):
+            kept[name] = module
+        previous = module
+    head = kept.pop("head")
+    return Classifier(nn.Sequential(kept), head)
+
+
+def _shift(matrix: torch.Tensor, dim: int) -> None:
+    """P U for dim 0, U P for dim 1, in place."""
+    with torch.no_grad():
+        matrix -= matrix.mean(dim, keepdim=True)
+
+
+def _check_twin(name: str, module: nn.Module, first: bool) -> None:
+    """Refuse a layer that proposition 3 does not cover; `first` says that no linear layer came before it."""
+    if not isinstance(module, (nn.Flatten, nn.Linear, nn.ReLU, nn.LeakyReLU, MeanVarNorm, MeanShift, ScaleNorm)):
+        raise ValueError(f"model: plain_twin takes an mlp with norm none, feature, shift or layer; its layer {name!r} "
+                         f"is a {type(module).__name__}.")
+    if isinstance(module, MeanVarNorm) and module.affine:
+        raise ValueError(f"model: plain_twin takes norms with affine=False; {name!r} has a learnable affine.")
+    if isinstance(module, nn.Linear) and module.bias is not None and not first:
+        raise ValueError(f"model: plain_twin takes biases in the first layer only; {name!r} has one.")
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of learnable parameters, P."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+MODELS: dict[str, Callable[..., Classifier]] = {
+    "mlp": mlp, "cnn": cnn, "slim_cnn": slim_cnn, "small_cnn": small_cnn, "leaf_cnn": leaf_cnn, "resnet18": resnet18,
+}
+
+
+def build(name: str, shape: Shape, classes: int, **options) -> Classifier:
+    """The model called `name` (a key of `MODELS`) for images of `shape` (C, H, W) and `classes` classes.
+
+    `options` go to its function. Raises ValueError for an unknown name or option.
+    """
+    check_choice("name", name, MODELS)
+    return MODELS[name](shape, classes, **options)

@@ -1,0 +1,152 @@
+"""What happens inside a layer: normalisations of one sample or of one batch.
+
+x is one sample's vector of d entries: all of (C, H, W) after a convolution, all of (d,) after a dense layer.
+mu(x) is the mean of its entries, sigma(x) their population standard deviation, 1 the vector of ones.
+
+    mean-variance norm   n_MV(x) = (x - mu 1) / sigma            "layer"
+    scale norm           n(x) = sqrt(d) x / ||x||                "feature"
+    mean shift           s(x) = x - mu 1                         "shift"
+
+Source: Zhang et al., Understanding the Role of Layer Normalization in Label-Skewed Federated Learning,
+TMLR 2024 (arXiv 2308.09565), section 2. These three see one sample at a time: they keep no running statistics
+and do the same in training and at test.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["KINDS", "BatchNorm", "FeatureNorm", "GroupNorm", "MeanShift", "MeanVarNorm", "ScaleNorm", "check_choice",
+           "norm_layer"]
+
+KINDS = ("none", "batch", "group", "layer", "feature", "shift")
+
+GroupNorm = nn.GroupNorm
+
+
+class MeanVarNorm(nn.GroupNorm):
+    """Mean-variance normalisation of each sample, the paper's layer normalisation.
+
+        n_MV(x) = (x - mu(x) 1) / sqrt(sigma(x)^2 + eps),  then  gamma n_MV(x) + beta  if `affine`
+
+    mu and sigma run over all C*H*W (or all d) entries of one sample; gamma and beta hold one number a channel (or a
+    feature) and start at 1 and 0. Input (B, C, H, W) or (B, d), any float dtype; output of the same shape.
+
+    On images this is GroupNorm with one group, not a LayerNorm over the channels of each position. It is computed
+    by torch's group norm, which has a channels-last kernel on CPUs.
+
+    Source: arXiv 2308.09565, section 2; the learnable affine is the paper's default (table 6); eps as in its code.
+    """
+
+    def __init__(self, channels: int, affine: bool = True, eps: float = 1e-5):
+        super().__init__(1, channels, eps=eps, affine=affine)
+
+
+class ScaleNorm(nn.Module):
+    """Scale normalisation of each sample: all of them get the length sqrt(d).
+
+        n(x) = sqrt(d) x / max(||x||, eps)
+
+    The norm runs over all d entries of one sample, (C, H, W) or (d,); d is read from the input. This is RMSNorm
+    without gain, with eps as a floor under the length (torch's rms_norm adds it to the mean square). On the last
+    hidden layer it is the paper's feature normalisation. There is no mean shift in it. A zero vector stays zero.
+
+    Source: arXiv 2308.09565, section 2, eq. (6); eps from appendix C.1.
+    """
+
+    def __init__(self, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = tuple(range(1, x.dim()))  # not flatten: it would copy a channels-last tensor
+        return F.normalize(x, dim=features, eps=self.eps) * math.sqrt(math.prod(x.shape[1:]))
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+FeatureNorm = ScaleNorm  # the paper's name for it when it stands just before the head
+
+
+class MeanShift(nn.Module):
+    """Mean shift of each sample: s(x) = x - mu(x) 1, with mu over all entries of (C, H, W) or (d,).
+
+    What is left of n_MV in the earlier layers once a later layer rescales.
+    Source: arXiv 2308.09565, proposition 2.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(tuple(range(1, x.dim())), keepdim=True)
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation: torch's, without the counter `num_batches_tracked`.
+
+        y = gamma (x - mean_c) / sqrt(var_c + eps) + beta
+
+    mean and (population) variance of channel c over the batch in training, the running ones at test. The counter
+    goes because servers average float buffers only and a fixed momentum has no use for it.
+
+    Input (B, C, H, W) if `spatial`, else (B, C). A training batch must hold more than one value a channel, so a
+    client's last batch must not be a single sample where the input is (B, C); torch raises ValueError.
+
+    Source: Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 1.
+    """
+
+    def __init__(self, channels: int, spatial: bool, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
+        self.spatial = spatial
+        self.num_batches_tracked = None
+
+    def _check_input_dim(self, x: torch.Tensor) -> None:
+        if x.dim() != (4 if self.spatial else 2):
+            expected = "(B, C, H, W)" if self.spatial else "(B, C)"
+            raise ValueError(f"BatchNorm(spatial={self.spatial}) takes {expected}, got shape {tuple(x.shape)}.")
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+        # A plain dict of tensors carries no version, and for those torch would add the counter, then refuse it.
+        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": self._version}, *args)
+
+
+def norm_layer(kind: str, channels: int, *, spatial: bool, affine: bool = True, groups: int = 2,
+               eps: float = 1e-5) -> nn.Module:
+    """One normalisation layer for activations with `channels` channels (features).
+
+    kind      what it is                                              learnable (if affine)
+    none      nn.Identity
+    batch     BatchNorm over the batch                                gamma, beta: 2 * channels
+    group     GroupNorm with `groups` groups of each sample           gamma, beta: 2 * channels
+    layer     MeanVarNorm of each sample                              gamma, beta: 2 * channels
+    feature   ScaleNorm of each sample
+    shift     MeanShift of each sample
+
+    `spatial` says whether the input is (B, C, H, W) or (B, C). `eps` goes to every kind that has one.
+
+    Raises ValueError for an unknown kind, and for `groups` that do not divide `channels`.
+    """
+    check_choice("norm", kind, KINDS)
+    if kind == "batch":
+        return BatchNorm(channels, spatial, affine=affine, eps=eps)
+    if kind == "group":
+        if groups < 1 or channels % groups:
+            raise ValueError(f"groups must divide the number of channels: got groups={groups} for {channels} channels.")
+        return GroupNorm(groups, channels, eps=eps, affine=affine)
+    if kind == "layer":
+        return MeanVarNorm(channels, affine=affine, eps=eps)
+    if kind == "feature":
+        return ScaleNorm(eps)
+    return MeanShift() if kind == "shift" else nn.Identity()
+
+
+def check_choice(argument: str, value: str, accepted: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of `accepted`; the message lists them and names the nearest."""
+    accepted = list(accepted)
+    if value not in accepted:
+        near = difflib.get_close_matches(str(value).lower(), accepted, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{argument} must be one of {', '.join(accepted)}; got {value!r}.{hint}")

@@ -1,0 +1,345 @@
+"""The models: what they compute, how many weights they have, the three propositions, and stacks of them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state
+from torch.nn import functional as F
+
+from fedlib import models, norms
+
+DIGIT = (1, 8, 8)
+SMALL = {  # name -> (shape, options) that make each model tiny
+    "mlp": (DIGIT, {"hidden": (12, 10, 8)}),
+    "cnn": ((2, 16, 16), {"width": 4, "hidden": 8, "variant": "code"}),
+    "slim_cnn": (DIGIT, {"width": 4, "hidden": 8}),
+    "small_cnn": (DIGIT, {"width": 4, "hidden": 8}),
+    "leaf_cnn": (DIGIT, {"width": 4, "hidden": 8}),
+    "resnet18": ((2, 8, 8), {"width": 4}),
+}
+KINDS = [(name, norm) for name in models.MODELS for norm in norms.KINDS if (name, norm) != ("resnet18", "shift")]
+
+
+def make(name, norm="none", seed=0, **options):
+    shape, small = SMALL[name]
+    torch.manual_seed(seed)
+    return models.build(name, shape, 5, norm=norm, **small, **options).double()
+
+
+def images(name, batch=7, seed=1):
+    shape = SMALL[name][0]
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# What they compute
+
+
+def test_cnn_written_out():
+    """Table 7's network with layer norm, in functions."""
+    torch.manual_seed(0)
+    model = models.cnn((3, 16, 16), 5, norm="layer", width=4, hidden=6, affine=False)
+    p, x = dict(model.named_parameters()), torch.randn(7, 3, 16, 16)
+    h = F.max_pool2d(F.group_norm(F.relu(F.conv2d(x, p["body.conv1.weight"])), 1), 2)
+    h = F.max_pool2d(F.group_norm(F.relu(F.conv2d(h, p["body.conv2.weight"])), 1), 2)
+    h = F.layer_norm(F.relu(h.flatten(1) @ p["body.fc1.weight"].T), (6,))
+    torch.testing.assert_close(model.body(x), h)
+    torch.testing.assert_close(model(x), h @ p["head.weight"].T)
+
+
+@pytest.mark.parametrize("where, slope", [("after", 0.0), ("after", 0.2), ("before", 0.0), ("before", 0.2)])
+@pytest.mark.parametrize("norm", ["none", "layer", "feature", "batch"])
+def test_pooling_before_the_activation_changes_nothing(where, slope, norm):
+    model = make("slim_cnn", norm, where=where, slope=slope)
+    x = images("slim_cnn")
+    act = model.body.act1
+
+    def block(x, i):
+        kind = norm if norm != "feature" or i == 3 else "none"
+        body = dict(model.body.named_children())
+        layer = body[f"conv{i}"] if i < 3 else body["fc1"]
+        norm_i = body[f"norm{i}"] if kind != "none" else nn.Identity()
+        h = norm_i(act(layer(x))) if where == "after" else act(norm_i(layer(x)))
+        return F.max_pool2d(h, 2) if i < 3 else h
+
+    h = block(block(block(x, 1), 2).flatten(1), 3)
+    ours, theirs = model.body(x), h
+    torch.testing.assert_close(ours, theirs)
+    weights = list(model.body.parameters())
+    torch.testing.assert_close(torch.autograd.grad(ours.square().sum(), weights),
+                               torch.autograd.grad(theirs.square().sum(), weights))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group", "layer", "feature"])
+def test_residual_block_written_out(norm):
+    model = make("resnet18", norm)
+    block, x = model.body.stage2[0], torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    a1, a2, short = block.conv1, block.conv2, block.shortcut
+    if norm == "layer":
+        n1, n2 = block.norm1, block.norm2
+        expected = n2(F.relu(a2(n1(F.relu(a1(x)))) + short(x)))
+    elif norm in ("batch", "group"):
+        expected = F.relu(block.norm2(a2(F.relu(block.norm1(a1(x))))) + block.shortcut_norm(short(x)))
+    else:
+        expected = F.relu(a2(F.relu(a1(x))) + short(x))
+    torch.testing.assert_close(block(x), expected)
+    kinds = {type(m) for m in model.modules()} & {norms.BatchNorm, norms.GroupNorm, norms.MeanVarNorm, norms.ScaleNorm}
+    assert kinds == {"none": set(), "batch": {norms.BatchNorm}, "group": {norms.GroupNorm},
+                     "layer": {norms.MeanVarNorm}, "feature": {norms.ScaleNorm}}[norm]
+
+
+def test_resnet_without_norm_is_torchvisions():
+    """The same network from torchvision's parts: its blocks with identities for norms, our stem and pooling."""
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    torch.manual_seed(0)
+    theirs = resnet.ResNet(resnet.BasicBlock, [2, 2, 2, 2], num_classes=5, norm_layer=lambda channels: nn.Identity())
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    ours = models.resnet18((3, 8, 8), 5)
+    by_name = dict(theirs.named_parameters())
+    renamed = {name: name.replace("body.stem.conv", "conv1").replace("body.stage", "layer").replace("head", "fc")
+               .replace("shortcut", "downsample.0") for name in ours.state_dict()}
+    ours.load_state_dict({name: by_name[other] for name, other in renamed.items()})
+    assert len(by_name) == len(renamed)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, norm", KINDS)
+def test_one_seed_gives_the_same_weights_and_names_for_every_norm(name, norm):
+    plain, normed = dict(make(name).named_parameters()), dict(make(name, norm).named_parameters())
+    assert plain.keys() <= normed.keys()
+    assert all(torch.equal(weight, normed[key]) for key, weight in plain.items())
+
+
+@pytest.mark.parametrize("name, norm", KINDS)
+def test_features_and_memory_format(name, norm):
+    model, x = make(name, norm).eval(), images(name)
+    features = model.body(x)
+    assert features.shape == (7, model.head.in_features)
+    assert torch.equal(model(x), model.head(features)) and model(x).shape == (7, 5)
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(last), model(x))
+    assert not any(getattr(module, "inplace", False) for module in model.modules())
+
+
+def test_places():
+    def kinds(norm, places):
+        model = make("slim_cnn", norm, places=places)
+        found = {name: type(module).__name__ for name, module in model.body.named_children()}
+        return [found.get(f"norm{i}", "-") for i in (1, 2, 3)]
+
+    assert kinds("feature", None) == kinds("feature", "last") == ["-", "-", "ScaleNorm"]
+    assert kinds("feature", "every") == ["ScaleNorm"] * 3
+    assert kinds("layer", None) == kinds("layer", "every") == ["MeanVarNorm"] * 3
+    assert kinds("layer", "last") == ["MeanShift", "MeanShift", "MeanVarNorm"]
+    assert kinds("batch", "last") == ["-", "-", "BatchNorm"]
+    assert kinds("none", "every") == ["-"] * 3
+
+
+# How many weights
+
+
+def test_parameter_counts():
+    cifar, mnist = (3, 32, 32), (1, 28, 28)
+    count = models.parameters
+    # conv 3*5*5*64, conv 64*5*5*64, dense 64*5*5*384, head 384*10
+    assert count(models.cnn(cifar, 10)) == 4_800 + 102_400 + 614_400 + 3_840 == 725_440
+    # the same with dense 384*192 and head 192*10
+    assert count(models.cnn(cifar, 10, variant="code")) == 4_800 + 102_400 + 614_400 + 73_728 + 1_920 == 797_248
+    assert count(models.cnn(cifar, 10, norm="feature")) == 725_440
+    assert count(models.cnn(cifar, 10, norm="layer")) == 725_440 + 2 * (64 + 64 + 384)
+    assert count(models.cnn(cifar, 10, bias=True)) == 725_440 + 64 + 64 + 384 + 10
+    assert count(models.slim_cnn(DIGIT, 10)) == 144 + 4_608 + 8_192 + 640 == 13_584
+    assert count(models.leaf_cnn(mnist, 10)) == 1_663_370  # "1,663,370 total parameters", arXiv 1602.05629
+    assert count(models.leaf_cnn(mnist, 62, hidden=2048)) == 6_603_710
+    assert count(models.small_cnn(cifar, 10)) == (432 + 16) + (4_608 + 32) + (32 * 64 * 64 + 64) + (640 + 10)
+    assert count(models.mlp(DIGIT, 10)) == 64 * 64 + 64 * 64 + 64 * 32 + 32 * 10
+    assert count(models.mlp(DIGIT, 10, hidden=(), bias=True)) == 650
+
+
+def test_resnet18_parameter_counts():
+    with torch.device("meta"):
+        count = {norm: models.parameters(models.resnet18((3, 32, 32), 10, norm=norm))
+                 for norm in ("none", "batch", "group", "layer", "feature")}
+    assert count["batch"] == count["group"] == 11_173_962  # the well-known 11.17 M
+    assert count["none"] == count["feature"] == 11_164_362
+    assert count["layer"] == 11_164_362 + 2 * (5 * 64 + 4 * (128 + 256 + 512))  # none on the three shortcuts
+
+
+# The propositions
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "slim_cnn"])
+@pytest.mark.parametrize("where", ["after", "before"])
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_proposition_1(name, where, slope):
+    """n at every layer is n at the last one."""
+    for seed in range(3):
+        every = make(name, "feature", seed, places="every", where=where, slope=slope)
+        last = make(name, "feature", seed, where=where, slope=slope)
+        torch.testing.assert_close(every(images(name)), last(images(name)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "slim_cnn"])
+@pytest.mark.parametrize("where", ["after", "before"])
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_proposition_2(name, where, slope):
+    """n_MV at every layer is n_MV at the last one and mean shifts before."""
+    for seed in range(3):
+        every, last = (make(name, "layer", seed, places=places, where=where, slope=slope, affine=False, eps=1e-30)
+                       for places in ("every", "last"))
+        torch.testing.assert_close(every(images(name)), last(images(name)), rtol=1e-10, atol=1e-10)
+        shifts_only = make(name, "shift", seed, where=where, slope=slope)
+        assert not torch.allclose(every(images(name)), shifts_only(images(name)))
+
+
+@pytest.mark.parametrize("norm", ["feature", "layer"])
+def test_propositions_1_and_2_hold_while_training(norm):
+    """Equal networks with equal weights get equal gradients, so SGD keeps them equal."""
+    options = {"affine": False, "eps": 1e-30}
+    every, last = (make("mlp", norm, places=places, **options) for places in ("every", "last"))
+    x, y = images("mlp", 30), torch.arange(30) % 5
+    for _ in range(5):
+        for model in (every, last):
+            loss = F.cross_entropy(model(x), y)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for weight, gradient in zip(model.parameters(), gradients, strict=True):
+                    weight -= 0.05 * gradient
+    torch.testing.assert_close(list(every.parameters()), list(last.parameters()), rtol=1e-8, atol=1e-8)
+    assert not torch.allclose(every.head.weight, make("mlp", norm, **options).head.weight)
+
+
+def test_with_biases_propositions_1_and_2_fail():
+    for norm in ("feature", "layer"):
+        every, last = (make("mlp", norm, places=places, affine=False, bias=True) for places in ("every", "last"))
+        assert not torch.allclose(every(images("mlp")), last(images("mlp")), rtol=1e-3)
+
+
+@pytest.mark.parametrize("norm, places", [("none", None), ("feature", "last"), ("feature", "every"), ("shift", None),
+                                          ("layer", "every"), ("layer", "last")])
+@pytest.mark.parametrize("where", ["after", "before"])
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_proposition_3(norm, places, where, slope):
+    """The plain twin decides 3,000 inputs alike; its logits are the model's, each sample's times a positive number."""
+    for seed in range(3):
+        model = make("mlp", norm, seed, places=places, where=where, slope=slope, affine=False)
+        if seed == 2:  # the first layer may have a bias
+            model.body.fc1.bias = nn.Parameter(torch.randn(12, dtype=torch.float64))
+        before = copy.deepcopy(model.state_dict())
+        twin, x = models.plain_twin(model), images("mlp", 3_000, seed)
+        ours, theirs = model(x), twin(x)
+        assert torch.equal(ours.argmax(1), theirs.argmax(1))
+        assert len(ours.argmax(1).unique()) > 1
+        alive = (ours != 0).any(1)  # a sample may leave no unit of a small layer active: its logits are 0
+        assert alive.double().mean() > 0.9 and (theirs[~alive] == 0).all()
+        ours, theirs = ours[alive], theirs[alive]
+        ratio = (ours * theirs).sum(1, keepdim=True) / ours.square().sum(1, keepdim=True)
+        assert (ratio > 0).all()
+        torch.testing.assert_close(theirs, ratio * ours, rtol=1e-9, atol=1e-12)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+        assert twin.state_dict().keys() == before.keys()
+        assert not any(isinstance(m, (norms.MeanVarNorm, norms.MeanShift, norms.ScaleNorm)) for m in twin.modules())
+
+
+def test_twin_of_a_plain_net_is_itself():
+    model = make("mlp")
+    assert torch.equal(models.plain_twin(model)(images("mlp")), model(images("mlp")))
+
+
+@pytest.mark.parametrize("name, norm, options, message", [
+    ("mlp", "batch", {}, "is a BatchNorm"), ("mlp", "group", {}, "is a GroupNorm"),
+    ("mlp", "layer", {}, "affine=False; 'norm1'"), ("mlp", "none", {"bias": True}, "first layer only; 'fc2'"),
+    ("slim_cnn", "layer", {"affine": False}, "'conv1' is a Conv2d"), ("resnet18", "none", {}, "'stem'")])
+def test_twin_refuses(name, norm, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.plain_twin(make(name, norm, **options))
+
+
+# Stacks of models
+
+
+def stacked(members):
+    parameters, buffers = stack_module_state(members)
+    parameters = {key: tensor.detach().requires_grad_() for key, tensor in parameters.items()}
+    return parameters, {key: tensor.clone() for key, tensor in buffers.items()}
+
+
+@pytest.mark.parametrize("name, norm", KINDS)
+def test_vmap_equals_a_loop(name, norm):
+    """Losses, gradients and batch-norm statistics of three stacked models are those of each alone."""
+    members = [make(name, norm, seed) for seed in range(3)]
+    x, y = torch.stack([images(name, 4, seed) for seed in range(3)]), torch.arange(12).reshape(3, 4) % 5
+    skeleton = copy.deepcopy(members[0]).to("meta")
+    parameters, buffers = stacked(members)
+
+    def loss(parameters, buffers, x, y):
+        return F.cross_entropy(functional_call(skeleton, (parameters, buffers), (x,)), y)
+
+    losses = torch.vmap(loss)(parameters, buffers, x, y)
+    gradients = dict(zip(parameters, torch.autograd.grad(losses.sum(), list(parameters.values())), strict=True))
+    for k, member in enumerate(members):
+        alone = F.cross_entropy(member(x[k]), y[k])
+        torch.testing.assert_close(losses[k], alone)
+        alone.backward()
+        for key, parameter in member.named_parameters():
+            torch.testing.assert_close(gradients[key][k], parameter.grad, rtol=1e-8, atol=1e-11)
+        for key, buffer in member.named_buffers():
+            torch.testing.assert_close(buffers[key][k], buffer)
+    assert bool(buffers) == (norm == "batch")
+
+
+@pytest.mark.parametrize("name", ["mlp", "slim_cnn", "resnet18"])
+def test_running_statistics_under_functional_call(name):
+    """The buffers that are passed in are updated in place, those of the module are not."""
+    model = make(name, "batch")
+    given = {key: tensor.clone() for key, tensor in model.named_buffers()}
+    functional_call(model, (dict(model.named_parameters()), given), (images(name),))
+    first = next(iter(given))
+    assert not torch.equal(given[first], dict(model.named_buffers())[first])
+    model(images(name))
+    torch.testing.assert_close(given, dict(model.named_buffers()))
+    frozen = {key: tensor.clone() for key, tensor in given.items()}
+    functional_call(model.eval(), (dict(model.named_parameters()), given), (images(name),))
+    torch.testing.assert_close(given, frozen, rtol=0, atol=0)
+
+
+# Robustness
+
+
+@pytest.mark.parametrize("name, norm", KINDS)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_gradients_are_finite_on_flat_images(name, norm, value):
+    model = make(name, norm).float()
+    loss = F.cross_entropy(model(torch.full((4, *SMALL[name][0]), value)), torch.arange(4))
+    assert loss.isfinite()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(model.parameters())))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: models.build("resnet", DIGIT, 10), "name must be one of mlp, cnn.*got 'resnet'. Did you mean 'resnet18'"),
+    (lambda: models.build("cnn", (3, 32, 32), 10, norm="layers"), "norm must be one of.*Did you mean 'layer'"),
+    (lambda: models.resnet18(DIGIT, 10, norm="shift"), "norm must be one of none, batch, group, layer, feature;"),
+    (lambda: models.mlp(DIGIT, 10, hiden=(3,)), "option must be one of hidden, norm.*Did you mean 'hidden'"),
+    (lambda: models.cnn((3, 32, 32), 10, variant="paper"), "variant must be one of table, code"),
+    (lambda: models.cnn((1, 15, 28), 10), "at least 16x16"),
+    (lambda: models.slim_cnn((1, 3, 8), 10), "at least 4x4"),
+    (lambda: models.mlp((8, 8), 10), r"shape must be \(channels, height, width\)"),
+    (lambda: models.resnet18((0, 8, 8), 10), "each 1 or more"),
+    (lambda: models.mlp(DIGIT, 1), "classes must be 2 or more; got 1"),
+    (lambda: models.mlp(DIGIT, 10, norm="layer", hidden=()), "hidden must name at least one layer"),
+    (lambda: models.mlp(DIGIT, 10, norm="group", groups=3), "groups must divide.*groups=3 for 64"),
+    (lambda: models.mlp(DIGIT, 10, where="middle"), "where must be one of after, before"),
+    (lambda: models.mlp(DIGIT, 10, places="first"), "places must be one of every, last"),
+    (lambda: models.mlp(DIGIT, 10, slope=-0.1), "slope must be 0 or more"),
+])
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_smallest_images():
+    assert models.cnn((1, 16, 16), 3, width=2, hidden=2)(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
+    assert models.slim_cnn((1, 4, 4), 3)(torch.zeros(1, 1, 4, 4)).shape == (1, 3)
+    assert models.resnet18((1, 1, 1), 3, width=2)(torch.zeros(1, 1, 1, 1)).shape == (1, 3)

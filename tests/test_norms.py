@@ -1,0 +1,154 @@
+"""The norms against their formulas, written out in float64, and against torch's own layers."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fedlib import norms
+
+SHAPES = [(5, 6), (5, 6, 4, 3)]
+PER_SAMPLE = {
+    "layer": norms.MeanVarNorm(6, affine=False),
+    "feature": norms.ScaleNorm(),
+    "shift": norms.MeanShift(),
+}
+
+
+def sample(shape, seed=0, dtype=torch.float64):
+    return 2 + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_formulas(shape, channels_last):
+    x = sample(shape)
+    if channels_last and len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    for row, layer, scale, shift in zip(x, *(norm(x) for norm in PER_SAMPLE.values()), strict=True):
+        v = row.flatten()
+        mean, variance = v.mean(), ((v - v.mean()) ** 2).mean()
+        torch.testing.assert_close(layer.flatten(), (v - mean) / (variance + 1e-5).sqrt())
+        torch.testing.assert_close(scale.flatten(), math.sqrt(len(v)) * v / (v * v).sum().sqrt())
+        torch.testing.assert_close(shift.flatten(), v - mean)
+
+
+def test_worked_by_hand():
+    x = torch.tensor([[3.0, 4.0, 0.0, 0.0]], dtype=torch.float64)  # length 5, d = 4
+    torch.testing.assert_close(norms.ScaleNorm()(x), torch.tensor([[1.2, 1.6, 0, 0]], dtype=torch.float64))
+    x = torch.tensor([[1.0, 1.0, 5.0, 5.0]], dtype=torch.float64)  # mean 3, population sigma 2
+    expected = torch.tensor([[-1.0, -1, 1, 1]], dtype=torch.float64)
+    torch.testing.assert_close(norms.MeanShift()(x), 2 * expected)
+    torch.testing.assert_close(norms.MeanVarNorm(4, affine=False, eps=0.0)(x), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norm_is_torchs(shape):
+    x, ours = sample(shape), norms.MeanVarNorm(6).double()
+    with torch.no_grad():
+        ours.weight.copy_(sample((6,), 1))
+        ours.bias.copy_(sample((6,), 2))
+    theirs = (nn.LayerNorm(6) if len(shape) == 2 else nn.GroupNorm(1, 6)).double()
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("kind", ["layer", "feature"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scale_equivariance(kind, shape):
+    """n(c x) = n(x) for every c > 0, of its own for each sample; the shift scales with c."""
+    x = sample(shape)
+    c = torch.tensor([0.5, 1, 2, 30, 400], dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    norm = norms.norm_layer(kind, 6, spatial=x.dim() == 4, affine=False, eps=1e-12)
+    torch.testing.assert_close(norm(c * x), norm(x))
+    torch.testing.assert_close(PER_SAMPLE["shift"](c * x), c * PER_SAMPLE["shift"](x))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_length_after_norm(shape):
+    d = math.prod(shape[1:])
+    out = norms.ScaleNorm()(sample(shape)).flatten(1)
+    torch.testing.assert_close(out.norm(dim=1), torch.full((5,), math.sqrt(d), dtype=torch.float64))
+    out = norms.MeanVarNorm(6, affine=False, eps=1e-12)(sample(shape)).flatten(1)
+    torch.testing.assert_close(out.norm(dim=1), torch.full((5,), math.sqrt(d), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", norms.KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("value", [0.0, 3.0, -1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_and_constant_samples_are_finite(kind, shape, value, dtype):
+    x = torch.full(shape, value, dtype=dtype, requires_grad=True)
+    norm = norms.norm_layer(kind, 6, spatial=len(shape) == 4).to(dtype)
+    out = norm(x)
+    gradients = torch.autograd.grad((out * sample(shape, dtype=dtype)).sum(), [x, *norm.parameters()])
+    assert all(t.isfinite().all() for t in (out, *gradients))
+    if value == 0:
+        assert (out == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["layer", "feature", "shift", "group"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradient(kind, shape):
+    x = sample(shape).requires_grad_()
+    assert torch.autograd.gradcheck(norms.norm_layer(kind, 6, spatial=x.dim() == 4).double(), (x,))
+
+
+def test_channels_last_is_kept():
+    x = sample((5, 6, 4, 3), dtype=torch.float32).contiguous(memory_format=torch.channels_last)
+    for kind in norms.KINDS:
+        out = norms.norm_layer(kind, 6, spatial=True)(x)
+        assert out.is_contiguous(memory_format=torch.channels_last), kind
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norm_is_torchs_without_the_counter(shape):
+    spatial = len(shape) == 4
+    ours, theirs = norms.BatchNorm(6, spatial).double(), (nn.BatchNorm2d if spatial else nn.BatchNorm1d)(6).double()
+    assert sorted(ours.state_dict()) == ["bias", "running_mean", "running_var", "weight"]
+    assert all(tensor.is_floating_point() for tensor in ours.state_dict().values())
+    for seed in range(3):
+        torch.testing.assert_close(ours(sample(shape, seed)), theirs(sample(shape, seed)))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    torch.testing.assert_close(ours.eval()(sample(shape)), theirs.eval()(sample(shape)))
+
+
+def test_batch_norm_loads_a_plain_dict():
+    source, target = norms.BatchNorm(6, True), nn.Sequential(norms.BatchNorm(6, True))
+    source(sample((5, 6, 4, 3), dtype=torch.float32))
+    target.load_state_dict({f"0.{name}": tensor for name, tensor in source.state_dict().items()})
+    torch.testing.assert_close(target[0].running_mean, source.running_mean)
+    assert target[0].num_batches_tracked is None
+
+
+@pytest.mark.parametrize("kind, expected", [("none", nn.Identity), ("batch", norms.BatchNorm),
+                                            ("group", nn.GroupNorm), ("layer", norms.MeanVarNorm),
+                                            ("feature", norms.FeatureNorm), ("shift", norms.MeanShift)])
+def test_factory(kind, expected):
+    norm = norms.norm_layer(kind, 6, spatial=True, groups=3)
+    assert type(norm) is expected
+    learnable = 12 if kind in ("batch", "group", "layer") else 0
+    assert sum(p.numel() for p in norm.parameters()) == learnable
+    assert not list(norms.norm_layer(kind, 6, spatial=True, affine=False).parameters())
+
+
+def test_group_norm_sees_its_groups():
+    x = sample((2, 6, 4, 3))
+    out = norms.norm_layer("group", 6, spatial=True, affine=False, groups=2, eps=0.0)(x).reshape(2, 2, -1)
+    torch.testing.assert_close(out.mean(2), torch.zeros(2, 2, dtype=x.dtype))
+    torch.testing.assert_close(out.var(2, correction=0), torch.ones(2, 2, dtype=x.dtype))
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="norm must be one of none, batch, .*got 'bacth'.*mean 'batch'"):
+        norms.norm_layer("bacth", 6, spatial=True)
+    with pytest.raises(ValueError, match="got None"):
+        norms.norm_layer(None, 6, spatial=True)
+    for groups in (4, 0):
+        with pytest.raises(ValueError, match=f"groups must divide.*groups={groups} for 6"):
+            norms.norm_layer("group", 6, spatial=True, groups=groups)
+    with pytest.raises(ValueError, match=r"takes \(B, C, H, W\), got shape \(5, 6\)"):
+        norms.norm_layer("batch", 6, spatial=True)(torch.zeros(5, 6))
+    with pytest.raises(ValueError, match=r"takes \(B, C\), got shape"):
+        norms.norm_layer("batch", 6, spatial=False)(torch.zeros(5, 6, 4, 3))
