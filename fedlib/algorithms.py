@@ -1,0 +1,281 @@
+"""How methods differ: each algorithm says only what it changes.
+
+An :class:`Algorithm` answers four questions: what a client minimises (``objective``), how its gradient becomes a step
+(``direction``), what stays at home (``local``) and how the server moves (``server``). Whatever a method keeps between
+rounds is declared (``client_memory``, ``server_memory``), so that it is checkpointed with the rest.
+
+Shapes: R rows are the clients of a round, over all runs of a sweep; S runs have K clients each; P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedlib.cohort import Local, Objective, Transformation
+
+
+@dataclass
+class Update:
+    """What the server sees when a round ends.
+
+    Attributes:
+        delta: (S, P), the weighted mean of the clients' changes, sum_k p_k (w_k - w): the pseudo-gradient, negated.
+        deltas: (S, K, P), every client's own change.
+        p: (S, K), the weights of the average; each row sums to 1.
+        memory: name -> (S, P), what the server keeps; changed in place.
+        sent: name -> (S, K, P), how each client's memory changed in this round.
+        clients: N, the number of clients in the federation.
+    """
+
+    delta: Tensor
+    deltas: Tensor
+    p: Tensor
+    memory: dict[str, Tensor]
+    sent: dict[str, Tensor]
+    clients: int
+
+
+# --- objectives: what does a client minimise? ---
+
+
+def cross_entropy(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+    """Mean softmax cross-entropy of one client's batch; ``counts`` (C,) is what the client holds of each class."""
+    return F.cross_entropy(net(x), y)
+
+
+# --- directions: how does a gradient become a step? Rows G, W (R, P) -> rows (R, P) ---
+
+
+def clip(G: Tensor, W: Tensor, local: Local) -> Tensor:
+    """Scale each row of G to a norm of at most ``local.clip``, as ``torch.nn.utils.clip_grad_norm_`` does."""
+    if local.clip is None:
+        return G
+    return G * (local.clip / (G.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
+
+
+def decay(G: Tensor, W: Tensor, local: Local) -> Tensor:
+    """Add weight decay: G + wd * W."""
+    return G if local.weight_decay is None else G + local.weight_decay * W
+
+
+# --- servers: how does the server move? ---
+
+
+def average(w: Tensor, update: Update) -> Tensor:
+    """w <- sum_k p_k w_k, the weighted mean of the clients' vectors."""
+    return w + update.delta
+
+
+def nothing(net: nn.Module) -> set[str]:
+    """Everything travels."""
+    return set()
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A federated method, as the differences from FedAvg.
+
+    Attributes:
+        name: how the book calls it.
+        settings: its own hyper-parameters; part of a checkpoint's identity.
+        objective: ``(net, x, y, counts) -> scalar``, one client's loss on one batch.
+        direction: row transformations ``(G, W, local) -> G``, applied in turn; the step is ``W -= lr * G``.
+        remember: ``(W, local) -> {name: (R, P)}``, each client's new memory once its local steps are done.
+        server: ``(w, update) -> w``, both (S, P).
+        client_memory: names of the rows that each client keeps between rounds, zero at first.
+        server_memory: rows that the server keeps: name -> initial value; None starts as a copy of w.
+        local: names of the parameters and buffers of a network that stay on the client.
+        readout: ``(w, memory) -> w``, the vector that is evaluated, when it is not w itself.
+        messages: vectors of the network's size that travel each way, for the count of bytes.
+    """
+
+    name: str
+    settings: Mapping[str, float] = field(default_factory=dict)
+    objective: Objective = cross_entropy
+    direction: tuple[Transformation, ...] = (clip, decay)
+    remember: Callable[[Tensor, Local], dict[str, Tensor]] | None = None
+    server: Callable[[Tensor, Update], Tensor] = average
+    client_memory: tuple[str, ...] = ()
+    server_memory: Mapping[str, float | None] = field(default_factory=dict)
+    local: Callable[[nn.Module], set[str]] = nothing
+    readout: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
+    messages: int = 1
+
+
+def fedavg() -> Algorithm:
+    """Local SGD, then the average weighted by sample counts (McMahan et al. 2017, Algorithm 1)."""
+    return Algorithm("FedAvg")
+
+
+def fedprox(mu: float = 0.01) -> Algorithm:
+    """The gradient of + mu/2 ||w_k - w||^2 is added to each step (Li et al. 2020, Eq. 2)."""
+    _positive(mu=mu)
+
+    def proximal(G: Tensor, W: Tensor, local: Local) -> Tensor:
+        return G + mu * (W - local.w)
+
+    return Algorithm("FedProx", {"mu": mu}, direction=(proximal, clip, decay))
+
+
+def scaffold() -> Algorithm:
+    """Control variates, Option II (Karimireddy et al. 2020, Algorithm 1; line numbers are the paper's)."""
+
+    def correct(G: Tensor, W: Tensor, local: Local) -> Tensor:
+        return G - local.client_rows["c"] + local.server["c"]  # line 10: g - c_i + c
+
+    def remember(W: Tensor, local: Local) -> dict[str, Tensor]:
+        moved = (local.w - W) / (local.steps * local.lr)
+        return {"c": local.client_rows["c"] - local.server["c"] + moved}  # line 12 (ii)
+
+    def server(w: Tensor, update: Update) -> Tensor:
+        update.memory["c"] += update.sent["c"].sum(dim=1) / update.clients  # line 17: c + |S|/N * mean of c_i's change
+        return w + update.delta
+
+    return Algorithm("SCAFFOLD", direction=(correct, clip, decay), remember=remember, server=server,
+                     client_memory=("c",), server_memory={"c": 0.0}, messages=2)
+
+
+def fedavgm(lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
+    """The server keeps momentum of the pseudo-gradient (Hsu et al. 2019, Section 4.3)."""
+    _positive(lr=lr)
+    _fraction(momentum=momentum)
+
+    def server(w: Tensor, update: Update) -> Tensor:
+        m = update.memory["m"].mul_(momentum).add_(update.delta)
+        return w + lr * m
+
+    return Algorithm("FedAvgM", {"lr": lr, "momentum": momentum}, server=server, server_memory={"m": 0.0})
+
+
+def _adaptive(name: str, second_moment: Callable, lr: float, beta1: float, beta2: float, tau: float,
+              v0: float | None) -> Algorithm:
+    """FedOpt (Reddi et al. 2021, Algorithm 2); ``second_moment(v, delta^2) -> v``. No bias correction, as there."""
+    _positive(lr=lr, tau=tau)
+    _fraction(beta1=beta1, beta2=beta2)
+
+    def server(w: Tensor, update: Update) -> Tensor:
+        m = update.memory["m"].mul_(beta1).add_(update.delta, alpha=1 - beta1)
+        v = update.memory["v"] = second_moment(update.memory["v"], update.delta**2)
+        return w + lr * m / (v.sqrt() + tau)
+
+    settings = {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau}
+    return Algorithm(name, settings, server=server, server_memory={"m": 0.0, "v": tau**2 if v0 is None else v0})
+
+
+def fedadam(lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3,
+            v0: float | None = None) -> Algorithm:
+    """Adam on the server: v <- beta2 v + (1 - beta2) delta^2 (Reddi et al. 2021, Algorithm 2; v0 = tau^2)."""
+    return _adaptive("FedAdam", lambda v, d2: beta2 * v + (1 - beta2) * d2, lr, beta1, beta2, tau, v0)
+
+
+def fedyogi(lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3,
+            v0: float | None = None) -> Algorithm:
+    """Yogi on the server: v <- v - (1 - beta2) delta^2 sign(v - delta^2) (Reddi et al. 2021, Algorithm 2)."""
+    return _adaptive("FedYogi", lambda v, d2: v - (1 - beta2) * d2 * torch.sign(v - d2), lr, beta1, beta2, tau, v0)
+
+
+def fedexp(eps: float = 1e-3) -> Algorithm:
+    """The server extrapolates by eta_g = max(1, sum_k p_k ||d_k||^2 / (2 (||d||^2 + eps))).
+
+    Jhunjhunwala et al. 2023, Eq. 4, with the sample weights p_k in place of 1/M. What is evaluated is the mean of the
+    last two iterates, as there (Section 3).
+    """
+
+    def server(w: Tensor, update: Update) -> Tensor:
+        spread = (update.p * update.deltas.square().sum(dim=2)).sum(dim=1, keepdim=True)
+        step = spread / (2 * (update.delta.square().sum(dim=1, keepdim=True) + eps))
+        update.memory["previous"] = w
+        return w + step.clamp(min=1) * update.delta
+
+    return Algorithm("FedExP", {"eps": eps}, server=server, server_memory={"previous": None},
+                     readout=lambda w, memory: (w + memory["previous"]) / 2)
+
+
+def fedlc(tau: float = 1.0) -> Algorithm:
+    """Cross-entropy of calibrated logits f_c - tau * n_c^(-1/4) (Zhang et al. 2022, Eq. 5).
+
+    A class that the client does not hold has an infinite margin and drops out. A one-class client then has loss 0 and
+    gradient 0: it cannot learn at all.
+    """
+    _positive(tau=tau)
+
+    def calibrated(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        return F.cross_entropy(net(x) - tau * counts**-0.25, y)
+
+    return Algorithm("FedLC", {"tau": tau}, objective=calibrated)
+
+
+def fedrs(alpha: float = 0.5) -> Algorithm:
+    """Restricted softmax: the logits of classes that the client does not hold are scaled by alpha (Li & Zhan 2021)."""
+    _fraction(alpha=alpha)
+
+    def restricted(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        absent = (counts == 0).to(counts.dtype)
+        return F.cross_entropy(net(x) * (1 - (1 - alpha) * absent), y)
+
+    return Algorithm("FedRS", {"alpha": alpha}, objective=restricted)
+
+
+def feddecorr(weight: float = 0.1) -> Algorithm:
+    """Cross-entropy + weight * ||K||_F^2 / d^2, K (d, d) the correlations of a batch's features (Shi et al. 2023, Eq. 6).
+
+    Needs a network with ``body`` and ``head``.
+    """
+    _positive(weight=weight)
+
+    def decorrelated(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        z = net.body(x)
+        centred = z - z.mean(dim=0)
+        normed = centred / (centred.square().mean(dim=0) + 1e-8).sqrt()
+        K = normed.T @ normed / len(z)
+        return F.cross_entropy(net.head(z), y) + weight * K.square().mean()
+
+    return Algorithm("FedDecorr", {"weight": weight}, objective=decorrelated)
+
+
+def fedbn() -> Algorithm:
+    """Batch-norm layers, their statistics included, stay on the client (Li et al. 2021, Algorithm 1)."""
+
+    def batch_norms(net: nn.Module) -> set[str]:
+        layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        if not layers:
+            raise ValueError("fedbn() keeps batch-norm layers on the clients, but this network has none; "
+                             "build it with norm='batch'")
+        return {f"{layer}.{name}" for layer, m in layers.items()
+                for name in (*dict(m.named_parameters()), *dict(m.named_buffers()))}
+
+    return Algorithm("FedBN", local=batch_norms)
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+
+
+def _fraction(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+
+
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    f.__name__: f for f in (fedavg, fedprox, scaffold, fedavgm, fedadam, fedyogi, fedexp, fedlc, fedrs, feddecorr, fedbn)
+}
+
+
+def build(name: str, **settings: float) -> Algorithm:
+    """The algorithm called ``name``, e.g. ``build("fedprox", mu=0.1)``.
+
+    Raises:
+        ValueError: if there is no such algorithm; the message lists those that exist.
+    """
+    if name not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {name!r}; there are {', '.join(sorted(ALGORITHMS))}")
+    return ALGORITHMS[name](**settings)

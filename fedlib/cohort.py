@@ -1,0 +1,311 @@
+"""Many clients as one matrix: row k of W, shape (K, P), is client k's copy of the network.
+
+The clients of a round start from the same vector w and do not talk until it ends, so local training is the same
+arithmetic on K independent rows. How the rows get their gradients changes no number beyond rounding:
+
+- ``"clients"``: row by row, ordinary autograd on an ordinary module whose parameters are views of the row. On a CPU the
+  rows are spread over worker threads with one intra-op thread each; on a GPU over the streams of one CUDA graph.
+- ``"stacked"``: many rows at once, ``torch.vmap`` over ``torch.func.functional_call``. It divides the cost of launching
+  an operation by the number of rows, which is what counts for small networks.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fedlib.data import augment, prepare
+
+Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+Transformation = Callable[[Tensor, Tensor, "Local"], Tensor]
+
+
+class Layout:
+    """Where each parameter and each floating-point buffer of a module lies in its row.
+
+    A parameter row has ``P`` columns and a buffer row (batch-norm statistics) has ``Q``, both in the order of
+    ``named_parameters()`` and ``named_buffers()``. Integer buffers are not part of a row.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.parameters = {name: p.shape for name, p in module.named_parameters()}
+        self.buffers = {name: b.shape for name, b in module.named_buffers() if b.is_floating_point()}
+        self.P = sum(shape.numel() for shape in self.parameters.values())
+        self.Q = sum(shape.numel() for shape in self.buffers.values())
+
+    @staticmethod
+    def _split(rows: Tensor, shapes: dict[str, torch.Size]) -> list[Tensor]:
+        columns = rows.split([shape.numel() for shape in shapes.values()], dim=-1)
+        return [c.reshape(*rows.shape[:-1], *shape) for c, shape in zip(columns, shapes.values(), strict=True)]
+
+    def views(self, rows: Tensor) -> list[Tensor]:
+        """The parameters that lie in ``rows`` (..., P), each of shape (..., *its shape), sharing memory with it."""
+        return self._split(rows, self.parameters)
+
+    def buffer_views(self, rows: Tensor) -> list[Tensor]:
+        """The buffers that lie in ``rows`` (..., Q), sharing memory with it."""
+        return self._split(rows, self.buffers)
+
+    def read(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """A module's parameters and buffers as new rows of shape (P,) and (Q,)."""
+        parameters, buffers = _tensors(module, self)
+        flat = [torch.cat([t.detach().reshape(-1) for t in ts]) if ts else None for ts in (parameters, buffers)]
+        return flat[0], parameters[0].new_zeros(0).detach() if flat[1] is None else flat[1]
+
+    def bind(self, module: nn.Module, row: Tensor, buffers: Tensor) -> list[nn.Parameter]:
+        """Make the module live in the row: its tensors become views of it. Returns its parameters."""
+        own, own_buffers = _tensors(module, self)
+        for tensor, view in zip(own, self.views(row), strict=True):
+            tensor.data = view
+        for tensor, view in zip(own_buffers, self.buffer_views(buffers), strict=True):
+            tensor.data = view
+        return own
+
+    def columns(self, names: set[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Column numbers, in a parameter row and in a buffer row, of the tensors with the given names."""
+        result = []
+        for shapes in (self.parameters, self.buffers):
+            owner = [torch.full((shape.numel(),), name in names) for name, shape in shapes.items()]
+            mask = torch.cat(owner) if owner else torch.zeros(0, dtype=torch.bool)
+            result.append(mask.nonzero().flatten().to(device))
+        return result[0], result[1]
+
+
+def _tensors(module: nn.Module, layout: Layout) -> tuple[list[nn.Parameter], list[Tensor]]:
+    buffers = dict(module.named_buffers())
+    return list(module.parameters()), [buffers[name] for name in layout.buffers]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What every row of a round trains on, drawn beforehand so that no engine and no chunking can change it.
+
+    Attributes:
+        index: int64 (R, T, B), positions in the training set; padded with 0 beyond ``size``.
+        size: T lists of R ints, the batch size of each row at each step; 0 for a client that has finished.
+        shift: int64 (R, T, B, 2) or None, where the crop of each image starts.
+        flip: bool (R, T, B) or None, which images are mirrored.
+    """
+
+    index: Tensor
+    size: list[list[int]]
+    shift: Tensor | None = None
+    flip: Tensor | None = None
+
+
+@dataclass
+class Local:
+    """What a client may look at while it takes a step; R rows, one a client.
+
+    Attributes:
+        run, client: int64 (R,), which run of the sweep and which client each row is.
+        lr, weight_decay, clip: (R, 1); ``weight_decay`` and ``clip`` are None when no row uses them.
+        steps: (R, 1), the number of local steps of each row.
+        counts: (R, C), training images of each class that the client holds.
+        global_rows: (S, P), the global vector of each run. ``w`` is the row each client started from.
+        server_rows: name -> (S, P), what the server told every client (a control variate, say).
+        client_rows: name -> (R, P), what each client kept from its earlier rounds.
+    """
+
+    run: Tensor
+    client: Tensor
+    lr: Tensor
+    steps: Tensor
+    counts: Tensor
+    global_rows: Tensor
+    weight_decay: Tensor | None = None
+    clip: Tensor | None = None
+    server_rows: dict[str, Tensor] = field(default_factory=dict)
+    client_rows: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def w(self) -> Tensor:
+        """(R, P), the global vector that each row started from."""
+        return self._of_run(self.global_rows)
+
+    @cached_property
+    def server(self) -> dict[str, Tensor]:
+        """name -> (R, P), the server's rows, one for each client."""
+        return {name: self._of_run(rows) for name, rows in self.server_rows.items()}
+
+    def _of_run(self, rows: Tensor) -> Tensor:
+        return rows.expand(len(self.run), -1) if len(rows) == 1 else rows[self.run]
+
+    def take(self, rows: slice | Tensor) -> Local:
+        """The same for some of the rows."""
+
+        def some(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows]
+
+        names = ("run", "client", "lr", "steps", "counts", "weight_decay", "clip")
+        kept = {name: value[rows] for name, value in self.client_rows.items()}
+        return replace(self, client_rows=kept, **{name: some(getattr(self, name)) for name in names})
+
+
+class _LocalLoss(nn.Module):
+    """The objective as a module, so that ``functional_call`` can swap the network's tensors underneath it."""
+
+    def __init__(self, net: nn.Module, objective: Objective):
+        super().__init__()
+        self.net, self.objective = net, objective
+
+    def forward(self, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        return self.objective(self.net, x, y, counts)
+
+
+class Trainer:
+    """Trains the rows of a cohort: ``trainer(W, buffers, batches, local)`` changes W and the buffers in place.
+
+    Args:
+        module: the network; copied, its weights are not used.
+        objective: ``objective(net, x, y, counts) -> scalar``, what one client minimises on one batch.
+        direction: row transformations applied in turn to the gradients G (R, P); a step is ``W -= lr * G``.
+        plain: True if ``direction`` leaves the gradient as it is, which allows a faster step.
+        images: uint8 (N, C, H, W), stored N,H,W,C; ``labels`` int64 (N,).
+        normalisation: (mean, std) per channel, or None to leave images in [0, 1].
+        padding: of the random crop, in pixels, when ``Batches.shift`` is given.
+        engine: ``"clients"`` or ``"stacked"``.
+        chunk: rows trained together by the stacked engine.
+        workers: CPU threads that share the rows or chunks. The result has the same bits for any number of them.
+        autocast: dtype of CUDA autocast, or None.
+    """
+
+    def __init__(self, module: nn.Module, objective: Objective, direction: Sequence[Transformation], *,
+                 plain: bool, images: Tensor, labels: Tensor, normalisation: tuple | None, padding: int = 4,
+                 engine: str = "clients", chunk: int = 16, workers: int = 1, autocast: torch.dtype | None = None):
+        self.layout = Layout(module)
+        self.direction, self.plain = tuple(direction), plain
+        self.images, self.labels = images.permute(0, 2, 3, 1), labels
+        self.mean, self.std = normalisation or (None, None)
+        self.padding, self.engine, self.chunk, self.workers = padding, engine, chunk, workers
+        self.autocast = autocast
+        self.dtype = next(module.parameters()).dtype
+        # One module a worker: binding a module to a row changes the module, so threads must not share one.
+        self.losses = [_LocalLoss(copy.deepcopy(module).train(), objective) for _ in range(workers)]
+        self.pool = ThreadPoolExecutor(workers, "client", torch.set_num_threads, (1,)) if workers > 1 else None
+
+    def __call__(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
+        """Local training of all R rows.
+
+        Returns:
+            (R,) the mean training loss of each row over its local steps.
+        """
+        if self.engine == "stacked":
+            jobs = [slice(a, min(a + self.chunk, len(W))) for a in range(0, len(W), self.chunk)]
+            train = self._train_stacked
+        else:
+            jobs = [slice(r, r + 1) for r in range(len(W))]
+            train = self._train_client
+        losses = W.new_zeros(len(W))
+
+        # Every worker draws from the same queue; which worker trains a row changes no bit of it.
+        queue = iter(jobs)
+
+        def work(worker: int) -> None:
+            for rows in queue:
+                train(self.losses[worker], rows, W, buffers, batches, local, losses)
+
+        with one_thread(W.device):
+            if self.pool is None:
+                work(0)
+            else:
+                list(self.pool.map(work, range(self.workers)))
+        return losses / local.steps[:, 0].clamp(min=1)
+
+    def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int, size: int) -> tuple[Tensor, Tensor]:
+        """Images, float (..., B, C, H, W) on the device and channels-last, and labels (..., B) of one step."""
+        index = batches.index[rows, t, :size]
+        x = self.images[index].movedim(-1, -3)
+        if batches.shift is not None:
+            x = augment(x, batches.shift[rows, t, :size], batches.flip[rows, t, :size], self.padding)
+        return prepare(x, self.mean, self.std, dtype=self.dtype), self.labels[index]
+
+    def _step(self, G: Tensor, W: Tensor, local: Local) -> None:
+        for transform in self.direction:
+            G = transform(G, W, local)
+        W.sub_(local.lr * G)
+
+    def _train_client(self, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor, batches: Batches,
+                      local: Local, losses: Tensor) -> None:
+        r, row, local = rows.start, W[rows], local.take(rows)
+        parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
+        lr = local.lr.item() if self.plain else None
+        for t, sizes in enumerate(batches.size):
+            if not sizes[r]:
+                break
+            x, y = self._batch(batches, r, t, sizes[r])
+            loss = loss_of(x, y, local.counts[0])
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            losses[r] += loss.detach()
+            if self.plain:
+                with torch.no_grad():
+                    torch._foreach_add_(parameters, gradients, alpha=-lr)
+            else:
+                self._step(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), row, local)
+
+    def _train_stacked(self, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor, batches: Batches,
+                       local: Local, losses: Tensor) -> None:
+        taken: dict[str, Local] = {}
+        for t, sizes in enumerate(batches.size):
+            # Rows with batches of the same size go together: padding would disturb batch statistics.
+            for size, members in _same(sizes, rows):
+                here, key = W[members], str(members)
+                if key not in taken:
+                    taken[key] = local.take(members)
+                loss = self._stacked_step(loss_of, here, buffers, members, batches, taken[key], t, size)
+                losses[members] += loss
+                if not isinstance(members, slice):
+                    W[members] = here
+
+    def _stacked_step(self, loss_of: _LocalLoss, W: Tensor, buffers: Tensor, members: slice | Tensor,
+                      batches: Batches, local: Local, t: int, size: int) -> Tensor:
+        x, y = self._batch(batches, members, t, size)
+        # Copies, because vmap's batch norm updates a buffer in place only if its rows are contiguous.
+        stats = [b.clone() for b in self.layout.buffer_views(buffers[members])]
+        names = [f"net.{name}" for name in (*self.layout.parameters, *self.layout.buffers)]
+        parameters = [v.requires_grad_() for v in self.layout.views(W.detach())]
+
+        def loss_of_row(tensors: list[Tensor], x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+            return torch.func.functional_call(loss_of, dict(zip(names, tensors, strict=True)), (x, y, counts))
+
+        loss = torch.vmap(loss_of_row, randomness="different")([*parameters, *stats], x, y, local.counts)
+        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
+        self._step(torch.cat([g.flatten(1) for g in gradients], dim=1), W, local)
+        if stats:
+            buffers[members] = torch.cat([b.flatten(1) for b in stats], dim=1)
+        return loss.detach()
+
+
+def _same(sizes: list[int], rows: slice) -> Iterator[tuple[int, slice | Tensor]]:
+    """Groups of rows with equal, non-zero batch sizes: (size, the slice itself or the row numbers)."""
+    here = sizes[rows]
+    for size in sorted(set(here) - {0}, reverse=True):
+        members = [rows.start + i for i, s in enumerate(here) if s == size]
+        yield size, rows if len(members) == len(here) else torch.tensor(members)
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """One intra-op thread on a CPU: another number of them would change the last bits of a result."""
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,492 @@
+"""The rounds: sample clients, train them, aggregate, evaluate, checkpoint; the result is a :class:`Run`.
+
+A sweep is a cohort too. Runs that differ only in their seed or in a learning rate change no shape, so their clients
+are more rows of the same matrix: S runs of K clients are trained as S * K rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fedlib.algorithms import Algorithm, Update, fedavg
+from fedlib.cohort import Batches, Layout, Local, Trainer, cores, one_thread
+from fedlib.data import Data, prepare
+
+AUGMENTATIONS = ("crop", "flip", "flip+crop")
+ENGINES = ("auto", "clients", "stacked")
+PRECISIONS = ("float32", "tf32", "bf16", "float64")
+PADDING = 4  # pixels around an image before it is cropped at random
+
+
+@dataclass
+class Run:
+    """One federated training, as far as it went.
+
+    Attributes:
+        config: everything that determines the result.
+        history: one line per evaluated round: ``round``, ``loss`` (mean over the local steps of that round's clients),
+            ``accuracy`` (pooled, on the whole test set), ``client_accuracy`` (mean over clients of each one's accuracy
+            on its own test images; NaN without ``test_parts``), ``bytes_down`` and ``bytes_up`` (of that round, all
+            clients together). Accuracies lie in [0, 1].
+        diverged: None, or what went wrong at which round and on which clients; the history then ends before it.
+        seconds: wall time of training and evaluation, shared with the other runs of the same sweep.
+    """
+
+    config: dict
+    history: pd.DataFrame
+    diverged: str | None
+    seconds: float
+    _model: Callable[[], nn.Module] = field(repr=False)
+
+    @property
+    def accuracy(self) -> float:
+        """Pooled test accuracy after the last evaluated round; NaN if there is none."""
+        return float(self.history["accuracy"].iloc[-1]) if len(self.history) else math.nan
+
+    def model(self) -> nn.Module:
+        """A new module with the weights of the last round (of the last finite one, for a run that diverged)."""
+        return self._model()
+
+
+def run(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequence[Tensor],
+        algorithm: Algorithm | None = None, *, lr: float, seed: int = 0, weight_decay: float = 0.0,
+        clip: float | None = None, **options) -> Run:
+    """One federated training. See :func:`sweep` for the arguments; here each of these is a single value."""
+    runs = sweep(model, data, parts, algorithm, lr=[lr], seed=[seed], weight_decay=[weight_decay], clip=[clip],
+                 **options)
+    return runs[0]
+
+
+def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequence[Tensor],
+          algorithm: Algorithm | None = None, *, rounds: int, lr: Sequence[float], seed: Sequence[int] = (0,),
+          weight_decay: Sequence[float] = (0.0,), clip: Sequence[float | None] = (None,), batch_size: int = 32,
+          local_steps: int | None = None, local_epochs: int | None = None, clients_per_round: int | None = None,
+          lr_decay: float = 1.0, augment: str | None = None, normalise: bool = False,
+          test_parts: Sequence[Tensor] | None = None, evaluate_every: int | None = None,
+          device: str | torch.device | None = None, engine: str = "auto", chunk: int | None = None,
+          workers: int | None = None, precision: str = "float32", checkpoint: str | os.PathLike | None = None,
+          checkpoint_every: int | None = None, checkpoint_minutes: float = 5.0, progress: bool | str = True) -> list[Run]:
+    """Every combination of ``lr``, ``weight_decay``, ``clip`` and ``seed``, trained together.
+
+    Args:
+        model: a function that makes the network, called once for every seed after ``torch.manual_seed(seed)``; or a
+            module, whose weights every run then starts from.
+        data: what is learned.
+        parts: one index tensor per client into the training images.
+        algorithm: a method; FedAvg when left out.
+        rounds: communication rounds T.
+        lr, weight_decay, clip, seed: the values to combine; ``clip`` is the largest norm of a client's gradient.
+        batch_size: images in a local step.
+        local_steps: steps per round and client. Batches run on from one shuffling of the client's images to the next,
+            all of them full (or as large as the client).
+        local_epochs: passes per round over the client's images instead, the last batch of each as large as is left.
+        clients_per_round: size of the cohort, drawn without replacement; all clients when left out.
+        lr_decay: the learning rate of round t is ``lr * lr_decay**t``, t = 0, 1, ...
+        augment: ``"crop"`` (zero padding of 4), ``"flip"``, ``"flip+crop"`` or None; per image.
+        normalise: subtract ``data.mean`` and divide by ``data.std``; otherwise images lie in [0, 1].
+        test_parts: one index tensor per client into the test images, for per-client accuracy.
+        evaluate_every: rounds between evaluations; the last round is always evaluated. Default: 20 times in a run.
+        device: default ``"cuda"`` where there is one.
+        engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. What was chosen is in ``Run.config``.
+        chunk: rows stacked together.
+        workers: CPU threads; the number of cores when left out.
+        precision: ``"float32"``, ``"tf32"`` or ``"bf16"`` (autocast; both on a GPU only), ``"float64"``.
+        checkpoint: a file. It is written every ``checkpoint_every`` rounds (if given) and every
+            ``checkpoint_minutes``; when it exists, the sweep continues from it and gives the result that an
+            uninterrupted one gives, bit for bit on a CPU.
+        progress: show a progress bar; a string is its label.
+
+    Returns:
+        One :class:`Run` for each combination, in the order of ``itertools.product(lr, weight_decay, clip, seed)``.
+
+    Raises:
+        ValueError: for an argument that makes no sense, or a checkpoint that belongs to another configuration.
+    """
+    algorithm = algorithm or fedavg()
+    settings = [dict(zip(("lr", "weight_decay", "clip", "seed"), values, strict=True))
+                for values in itertools.product(lr, weight_decay, clip, seed)]
+    K = len(parts) if clients_per_round is None else clients_per_round
+    _check(data, parts, test_parts, settings, K, rounds=rounds, batch_size=batch_size, local_steps=local_steps,
+           local_epochs=local_epochs, lr_decay=lr_decay, evaluate_every=evaluate_every, chunk=chunk, workers=workers,
+           checkpoint_every=checkpoint_every)
+    for name, value, accepted in (("augment", augment, (None, *AUGMENTATIONS)), ("engine", engine, ENGINES),
+                                  ("precision", precision, PRECISIONS)):
+        if value not in accepted:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if precision in ("tf32", "bf16") and device.type != "cuda":
+        raise ValueError(f"precision {precision!r} needs a CUDA device, this run is on {device.type!r}")
+    workers = 1 if device.type != "cpu" else cores() if workers is None else workers
+    networks = _networks(model, [s["seed"] for s in settings], torch.float64 if precision == "float64" else torch.float32)
+    engine = _choose_engine(networks[0], device, data) if engine == "auto" else engine
+    chunk = chunk or _chunk(len(settings) * K, workers)
+    config = {"algorithm": algorithm.name, "settings": dict(algorithm.settings), "data": data.name,
+              "train_images": len(data.x_train), "test_images": len(data.x_test), "parts": _digest(parts),
+              "test_parts": _digest(test_parts), "clients": len(parts), "clients_per_round": K, "rounds": rounds,
+              "batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs,
+              "lr_decay": lr_decay, "augment": augment, "normalise": normalise,
+              "evaluate_every": evaluate_every or max(1, rounds // 20), "precision": precision,
+              "device": device.type, "engine": engine, "chunk": chunk}
+    federation = _Federation(networks, data, parts, test_parts, algorithm, settings, config, device, workers)
+    federation.train(checkpoint and Path(checkpoint), checkpoint_every, checkpoint_minutes, progress)
+    return federation.runs()
+
+
+class _Federation:
+    """The state of S runs between rounds, and what happens to it in a round."""
+
+    def __init__(self, networks: list[nn.Module], data: Data, parts: Sequence[Tensor],
+                 test_parts: Sequence[Tensor] | None, algorithm: Algorithm, settings: list[dict], config: dict,
+                 device: torch.device, workers: int):
+        self.net, self.data, self.algorithm = networks[0], data.to(device), algorithm
+        self.settings, self.config, self.device, self.workers = settings, config, device, workers
+        self.parts = [np.asarray(p.cpu() if isinstance(p, Tensor) else p) for p in parts]
+        self.test_parts = test_parts and [torch.as_tensor(p, device=device) for p in test_parts]
+        self.normalisation = (data.mean, data.std) if config["normalise"] else None
+        self.layout = Layout(self.net)
+        rows, buffers = zip(*(self.layout.read(net) for net in networks), strict=True)
+        self.w, self.buffers = torch.stack(rows).to(device), torch.stack(buffers).to(device)
+        self.start = _digest([self.w.cpu().view(torch.int32).flatten(), data.y_train])
+        S, N = len(settings), len(parts)
+        self.server_memory = {name: self.w.clone() if value is None else torch.full_like(self.w, value)
+                              for name, value in algorithm.server_memory.items()}
+        self.client_memory = {name: self.w.new_zeros(S, N, self.layout.P) for name in algorithm.client_memory}
+        # Columns that never leave a client, and what each client has in them.
+        self.stays, self.buffers_stay = self.layout.columns(algorithm.local(self.net), device)
+        self.home = self.w[:, None, self.stays].repeat(1, N, 1)
+        self.buffers_home = self.buffers[:, None, self.buffers_stay].repeat(1, N, 1)
+        self.personal = bool(len(self.stays) or len(self.buffers_stay))
+        counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
+        self.counts = torch.stack(counts).to(device, self.w.dtype)
+        self.history: list[list[dict]] = [[] for _ in settings]
+        self.diverged: list[str | None] = [None] * S
+        self.t, self.seconds = 0, 0.0
+        self.trainer = Trainer(
+            self.net, algorithm.objective, algorithm.direction, plain=self._plain(), images=self.data.x_train,
+            labels=self.data.y_train, normalisation=self.normalisation, padding=PADDING, engine=config["engine"],
+            chunk=config["chunk"], workers=workers, autocast=torch.bfloat16 if config["precision"] == "bf16" else None)
+
+    def _plain(self) -> bool:
+        """Whether a step is the gradient itself, with nothing to clip, to decay or to correct."""
+        unused = not any(s["weight_decay"] for s in self.settings) and all(s["clip"] is None for s in self.settings)
+        return unused and self.algorithm.direction == Algorithm.direction
+
+    # --- one round ---
+
+    def round(self) -> None:
+        """Train the sampled clients of every run that is still finite, then move the server."""
+        live = torch.tensor([s for s, message in enumerate(self.diverged) if message is None], device=self.device)
+        clients, batches = self._draw(live.tolist())
+        S, K = clients.shape
+        run, client = live.repeat_interleave(K), clients.flatten()
+        W, buffers = self.w[run], self.buffers[run]
+        W[:, self.stays], buffers[:, self.buffers_stay] = self.home[run, client], self.buffers_home[run, client]
+        local = self._local(run, client, batches)
+        losses = self.trainer(W, buffers, batches, local)
+        self._aggregate(live, local, W.view(S, K, -1), buffers.view(S, K, -1), losses.view(S, K))
+        self.t += 1
+
+    def _draw(self, live: list[int]) -> tuple[Tensor, Batches]:
+        """Who trains in this round, on which images, cropped and mirrored how: a function of (seed, round) alone."""
+        drawn = [self._draw_run(np.random.default_rng([self.settings[s]["seed"], self.t])) for s in live]
+        clients = torch.from_numpy(np.stack([c for c, _ in drawn])).to(self.device)
+        steps = [batches for _, rows in drawn for batches in rows]
+        T, B = max(map(len, steps)), max(len(b) for row in steps for b in row)
+        index = np.zeros((len(steps), T, B), np.int64)
+        for r, row in enumerate(steps):
+            for t, batch in enumerate(row):
+                index[r, t, :len(batch)] = batch
+        size = [[len(row[t]) if t < len(row) else 0 for row in steps] for t in range(T)]
+        shift, flip = self._draw_augmentation(live, len(steps) // len(live), T, B)
+        return clients, Batches(torch.from_numpy(index).to(self.device), size, shift, flip)
+
+    def _draw_run(self, rng: np.random.Generator) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+        N, K, c = len(self.parts), self.config["clients_per_round"], self.config
+        clients = np.arange(N) if K == N else np.sort(rng.choice(N, K, replace=False))
+        return clients, [_order(rng, self.parts[k], c["batch_size"], c["local_steps"], c["local_epochs"]) for k in clients]
+
+    def _draw_augmentation(self, live: list[int], K: int, T: int, B: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.config["augment"] is None:
+            return None, None
+        rngs = [np.random.default_rng([self.settings[s]["seed"], self.t, 1]) for s in live]
+        crop, mirror = "crop" in self.config["augment"], "flip" in self.config["augment"]
+        shift = [rng.integers(0, 2 * PADDING + 1, (K, T, B, 2)) if crop else np.full((K, T, B, 2), PADDING) for rng in rngs]
+        flip = [rng.random((K, T, B)) < 0.5 if mirror else np.zeros((K, T, B), bool) for rng in rngs]
+        return (torch.from_numpy(np.concatenate(shift)).to(self.device),
+                torch.from_numpy(np.concatenate(flip)).to(self.device))
+
+    def _local(self, run: Tensor, client: Tensor, batches: Batches) -> Local:
+        def column(name: str, missing: float) -> Tensor:
+            values = [missing if self.settings[s][name] is None else self.settings[s][name] for s in run.tolist()]
+            return torch.tensor(values, dtype=self.w.dtype, device=self.device)[:, None]
+
+        steps = torch.tensor([sum(s > 0 for s in row) for row in zip(*batches.size, strict=True)], device=self.device)
+        decays, clips = any(s["weight_decay"] for s in self.settings), any(s["clip"] for s in self.settings)
+        return Local(run, client, lr=column("lr", 0.0) * self.config["lr_decay"] ** self.t,
+                     steps=steps[:, None].to(self.w.dtype), counts=self.counts[client], global_rows=self.w,
+                     weight_decay=column("weight_decay", 0.0) if decays else None,
+                     clip=column("clip", math.inf) if clips else None,
+                     server_rows=self.server_memory,
+                     client_rows={n: m[run, client] for n, m in self.client_memory.items()})
+
+    def _aggregate(self, live: Tensor, local: Local, W: Tensor, buffers: Tensor, losses: Tensor) -> None:
+        """Average what the clients of each run send, and let the server move; W (S, K, P), buffers (S, K, Q)."""
+        S, K, P = W.shape
+        clients = local.client.view(S, K)
+        fine = self._finite(live, clients, W, losses)
+        if not fine.all():
+            live, clients, W, buffers, losses = live[fine], clients[fine], W[fine], buffers[fine], losses[fine]
+            local = local.take(fine.repeat_interleave(K))
+        sizes = self.counts.sum(dim=1)[clients]
+        p = sizes / sizes.sum(dim=1, keepdim=True)
+        sent = {}
+        if self.algorithm.remember:
+            for name, new in self.algorithm.remember(W.reshape(-1, P), local).items():
+                sent[name] = (new - local.client_rows[name]).view(len(live), K, P)
+                self.client_memory[name][local.run, local.client] = new
+        self.home[live[:, None], clients] = W[..., self.stays]
+        self.buffers_home[live[:, None], clients] = buffers[..., self.buffers_stay]
+        w = self.w[live]
+        deltas = W - w[:, None]
+        deltas[..., self.stays] = 0
+        memory = {name: rows[live] for name, rows in self.server_memory.items()}
+        update = Update(torch.einsum("sk,skp->sp", p, deltas), deltas, p, memory, sent, len(self.parts))
+        self.w[live] = self.algorithm.server(w, update)
+        for name, rows in memory.items():
+            self.server_memory[name][live] = rows
+        self.buffers[live] = torch.einsum("sk,skq->sq", p, buffers)
+        self.losses = dict(zip(live.tolist(), (p * losses).sum(dim=1).tolist(), strict=True))
+
+    def _finite(self, live: Tensor, clients: Tensor, W: Tensor, losses: Tensor) -> Tensor:
+        """(S,) which runs are still finite; the others are marked as diverged and keep the state they had."""
+        bad = ~(W.isfinite().all(dim=2) & losses.isfinite())
+        for s, row, who in zip(live.tolist(), bad.tolist(), clients.tolist(), strict=True):
+            if any(row):
+                names = ", ".join(str(k) for k, b in zip(who, row, strict=True) if b)
+                self.diverged[s] = (f"{self.algorithm.name} with {_describe(self.settings[s])} diverged in round "
+                                    f"{self.t + 1}: weights or loss not finite on client(s) {names}")
+                warnings.warn(self.diverged[s] + "; its history ends there, other runs go on", stacklevel=2)
+        return ~bad.any(dim=1)
+
+    # --- evaluation ---
+
+    def evaluate(self) -> None:
+        """Add a line to the history of every live run."""
+        w = self.w if self.algorithm.readout is None else self.algorithm.readout(self.w, self.server_memory)
+        down = 4 * self.config["clients_per_round"] * self.algorithm.messages * (
+            self.layout.P - len(self.stays)) + 4 * self.config["clients_per_round"] * (
+            self.layout.Q - len(self.buffers_stay))
+        for s in range(len(self.settings)):
+            if self.diverged[s] is None:
+                pooled, by_client = self._accuracies(s, w[s])
+                self.history[s].append({"round": self.t, "loss": self.losses[s], "accuracy": pooled,
+                                        "client_accuracy": by_client, "bytes_down": down, "bytes_up": down})
+
+    def _accuracies(self, s: int, w: Tensor) -> tuple[float, float]:
+        """Pooled accuracy, and the mean over clients of each one's own.
+
+        Where parts of the network stay on the clients there is no global model: each client's own network is judged
+        on its own test images (on the whole test set without ``test_parts``), and the pooled accuracy counts those.
+        """
+        if not self.personal:
+            right = self._correct(w, self.buffers[s])
+            mean = math.nan if not self.test_parts else sum(right[p].mean().item() for p in self.test_parts) / len(self.parts)
+            return right.mean().item(), mean
+        rights = []
+        for k in range(len(self.parts)):
+            row, buffers = w.clone(), self.buffers[s].clone()
+            row[self.stays], buffers[self.buffers_stay] = self.home[s, k], self.buffers_home[s, k]
+            rights.append(self._correct(row, buffers, self.test_parts[k] if self.test_parts else None))
+        return torch.cat(rights).mean().item(), sum(r.mean().item() for r in rights) / len(rights)
+
+    @torch.no_grad()
+    def _correct(self, w: Tensor, buffers: Tensor, index: Tensor | None = None) -> Tensor:
+        """(N,), 1.0 for each test image that the network in row ``w`` classifies correctly."""
+        net = copy.deepcopy(self.net).to(self.device).eval()
+        self.layout.bind(net, w, buffers)
+        x, y = self.data.x_test, self.data.y_test
+        x, y = (x, y) if index is None else (x[index], y[index])
+        batch = 100 if self.device.type == "cpu" else 2000
+        predictions = [net(prepare(b, *(self.normalisation or ()), dtype=w.dtype)).argmax(dim=1) for b in x.split(batch)]
+        return (torch.cat(predictions) == y).to(w.dtype)
+
+    # --- all rounds ---
+
+    def train(self, checkpoint: Path | None, every: int | None, minutes: float, progress: bool | str) -> None:
+        """All rounds, from the checkpoint if there is one."""
+        if checkpoint and checkpoint.exists():
+            self._load(checkpoint)
+        start, saved, before = time.monotonic(), time.monotonic(), self.seconds
+        rounds = self.config["rounds"]
+        label = progress if isinstance(progress, str) else f"{self.algorithm.name}"
+        with tqdm(total=rounds, initial=self.t, desc=label, unit="round", leave=False, disable=not progress) as bar:
+            while self.t < rounds and not all(self.diverged):
+                self.round()
+                if self.t % self.config["evaluate_every"] == 0 or self.t == rounds:
+                    with one_thread(self.device):
+                        self.evaluate()
+                bar.update()
+                self.seconds = before + time.monotonic() - start
+                due = every is not None and self.t % every == 0 or time.monotonic() - saved > 60 * minutes
+                if checkpoint and (due or self.t == rounds):
+                    self._save(checkpoint)
+                    saved = time.monotonic()
+
+    def runs(self) -> list[Run]:
+        """The runs as they stand."""
+        columns = ["round", "loss", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
+
+        def network(s: int) -> nn.Module:
+            net = copy.deepcopy(self.net)
+            self.layout.bind(net, self.w[s].detach().cpu().clone(), self.buffers[s].detach().cpu().clone())
+            return net.eval()
+
+        return [Run({**self.config, **self.settings[s]}, pd.DataFrame(self.history[s], columns=columns),
+                    self.diverged[s], self.seconds, lambda s=s: network(s)) for s in range(len(self.settings))]
+
+    # --- checkpoints ---
+
+    def _identity(self) -> dict:
+        """What must agree for a checkpoint to be continued."""
+        return {**self.config, "runs": self.settings, "start": self.start, "torch": torch.__version__,
+                "network": {n: list(s) for n, s in {**self.layout.parameters, **self.layout.buffers}.items()}}
+
+    def _state(self) -> dict:
+        return {"t": self.t, "seconds": self.seconds, "w": self.w, "buffers": self.buffers, "home": self.home,
+                "buffers_home": self.buffers_home, "server_memory": self.server_memory,
+                "client_memory": self.client_memory, "history": self.history, "diverged": self.diverged}
+
+    def _save(self, path: Path) -> None:
+        """Write beside the old checkpoint, then replace it: a crash or a full disk leaves the old one whole."""
+        part = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"identity": self._identity(), "state": self._state()}, part)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+            part.unlink(missing_ok=True)
+            kept = "the one before it is kept" if path.exists() else "there is none yet"
+            warnings.warn(f"could not write checkpoint {path} after round {self.t}: {error}; {kept}, training goes on",
+                          stacklevel=2)
+
+    def _load(self, path: Path) -> None:
+        try:
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+            theirs, state = saved["identity"], saved["state"]
+        except Exception as error:
+            raise ValueError(f"checkpoint {path} cannot be read ({error}); delete it to start anew") from error
+        mine = self._identity()
+        different = [f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
+                     for key in sorted({*mine, *theirs}) if theirs.get(key) != mine.get(key)]
+        if different:
+            raise ValueError(f"checkpoint {path} belongs to another configuration ({'; '.join(different)}); "
+                             "give this run another file, or delete that one to start anew")
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _order(rng: np.random.Generator, images: np.ndarray, batch_size: int, steps: int | None,
+           epochs: int | None) -> list[np.ndarray]:
+    """The batches of one client in one round, as positions in the training set."""
+    n = len(images)
+    if steps is None:
+        shuffled = [rng.permutation(images) for _ in range(epochs)]
+        return [order[a:a + batch_size] for order in shuffled for a in range(0, n, batch_size)]
+    B = min(batch_size, n)
+    per_pass = n // B
+    shuffled = [rng.permutation(images) for _ in range(-(-steps // per_pass))]
+    return [order[B * i:B * (i + 1)] for order in shuffled for i in range(per_pass)][:steps]
+
+
+def _networks(model: nn.Module | Callable[[], nn.Module], seeds: list[int], dtype: torch.dtype) -> list[nn.Module]:
+    """The initial network of every run: the same for equal seeds."""
+    if isinstance(model, nn.Module):
+        return [copy.deepcopy(model).cpu().to(dtype)] * len(seeds)
+    made = {}
+    for seed in seeds:
+        if seed not in made:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                made[seed] = model().to(dtype)
+    return [made[seed] for seed in seeds]
+
+
+def _choose_engine(net: nn.Module, device: torch.device, data: Data) -> str:
+    """Stacked where launching an operation costs more than doing it: small images and few weights on a CPU."""
+    weights = sum(p.numel() for p in net.parameters())
+    return "stacked" if device.type == "cuda" or (weights < 100_000 and data.x_train[0].numel() <= 256) else "clients"
+
+
+def _chunk(rows: int, workers: int) -> int:
+    """Rows stacked together. Independent of the number of workers, so that it cannot change the bits of a result."""
+    return min(rows, 32)
+
+
+def _digest(parts: Sequence[Tensor] | None) -> str | None:
+    """A fingerprint of a partition."""
+    if parts is None:
+        return None
+    h = hashlib.sha256()
+    for p in parts:
+        h.update(np.ascontiguousarray(torch.as_tensor(p).cpu().numpy(), np.int64).tobytes() + b"|")
+    return h.hexdigest()[:16]
+
+
+def _describe(setting: dict) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items() if value not in (None, 0.0) or name == "seed")
+
+
+def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | None, settings: list[dict], K: int,
+           **numbers: float | None) -> None:
+    """Refuse what makes no sense, with the name of the argument, what it got and what it accepts."""
+    if (numbers["local_steps"] is None) == (numbers["local_epochs"] is None):
+        raise ValueError("give either local_steps or local_epochs, and not both")
+    for name in ("rounds", "batch_size", "local_steps", "local_epochs", "evaluate_every", "chunk", "workers",
+                 "checkpoint_every"):
+        value = numbers[name]
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if not (math.isfinite(numbers["lr_decay"]) and 0 < numbers["lr_decay"] <= 1):
+        raise ValueError(f"lr_decay must lie in (0, 1], got {numbers['lr_decay']!r}")
+    if not settings:
+        raise ValueError("lr, weight_decay, clip and seed must each hold at least one value")
+    for s in settings:
+        if not (math.isfinite(s["lr"]) and s["lr"] > 0):
+            raise ValueError(f"lr must be positive and finite, got {s['lr']!r}")
+        if not (math.isfinite(s["weight_decay"]) and s["weight_decay"] >= 0):
+            raise ValueError(f"weight_decay must be finite and not negative, got {s['weight_decay']!r}")
+        if s["clip"] is not None and not s["clip"] > 0:
+            raise ValueError(f"clip must be positive, or None for no clipping, got {s['clip']!r}")
+        if not isinstance(s["seed"], int) or s["seed"] < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, got {s['seed']!r}")
+    if not 1 <= K <= len(parts):
+        raise ValueError(f"clients_per_round must lie between 1 and the number of clients, {len(parts)}; got {K}")
+    for name, split, images in (("parts", parts, data.x_train), ("test_parts", test_parts, data.x_test)):
+        _check_parts(name, split, len(images))
+    if test_parts is not None and len(test_parts) != len(parts):
+        raise ValueError(f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} clients")
+
+
+def _check_parts(name: str, parts: Sequence[Tensor] | None, images: int) -> None:
+    for k, part in enumerate(parts or ()):
+        part = torch.as_tensor(part)
+        if not part.numel():
+            raise ValueError(f"{name} leaves client {k} without images")
+        if part.dim() != 1 or part.is_floating_point() or part.min() < 0 or part.max() >= images:
+            raise ValueError(f"{name}[{k}] must be a 1-D tensor of positions from 0 to {images - 1}")
