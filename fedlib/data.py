@@ -1,0 +1,463 @@
+"""What clients learn from: images as uint8 tensors, normalised and augmented only when used.
+
+`load(name)` gives a `Data`: training and test tensors that live on one device, without a DataLoader. Images stay
+uint8 in channels-last memory until `augment` shifts and mirrors a batch and `prepare` makes floats of it. What was
+downloaded is never unpickled.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import os
+import tarfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """One data set. Build it with `load` or `from_arrays`, which check their input.
+
+    x_train, x_test: uint8 (N, C, H, W), channels-last in memory. y_train, y_test: int64 (N,), values 0..num_classes-1.
+    mean, std: per channel, of the training images scaled to [0, 1]; std is 1 for a constant channel.
+    """
+
+    name: str
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
+        return tuple(self.x_train.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same data set with its four tensors on `device`; memory format and dtypes stay."""
+        return dataclasses.replace(self, **{key: getattr(self, key).to(device) for key in KEYS})
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.classes[:10]) + (", ..." if self.num_classes > 10 else "")
+        c, h, w = self.shape
+        return (f"Data({self.name!r}: {len(self.y_train):,} training and {len(self.y_test):,} test images, "
+                f"{c}x{h}x{w} uint8 on {self.x_train.device}; {self.num_classes} classes: {shown})")
+
+
+def from_arrays(name: str, x_train, y_train, x_test, y_test, classes: Sequence[str] | None = None) -> Data:
+    """Check four arrays and make a `Data` of them.
+
+    x_*: uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 (read as (N, H, W, C) where both fit).
+    y_*: integers (N,). classes: one name a class; by default the numbers 0..largest training label.
+    Raises ValueError naming the array and what it holds: wrong dtype, wrong shape, NaN, labels out of range, images and
+    labels of different number, training and test images of different shape.
+    """
+    x = {"x_train": _checked_images(name, "x_train", x_train), "x_test": _checked_images(name, "x_test", x_test)}
+    y = {"y_train": _checked_labels(name, "y_train", y_train, len(x["x_train"])),
+         "y_test": _checked_labels(name, "y_test", y_test, len(x["x_test"]))}
+    if x["x_train"].shape[1:] != x["x_test"].shape[1:]:
+        raise ValueError(f"{name}: x_train holds images of (H, W, C) = {x['x_train'].shape[1:]}, x_test of "
+                         f"{x['x_test'].shape[1:]}; they must have the same shape")
+    largest = int(y["y_train"].max())
+    if classes is None:
+        if largest >= len(y["y_train"]):  # a stray label would otherwise make a classifier of millions of classes
+            raise ValueError(f"{name}: y_train has label {largest} but only {len(y['y_train'])} images; labels must be "
+                             f"0..classes-1 (or give `classes`)")
+        classes = [str(c) for c in range(largest + 1)]
+    classes = tuple(str(c) for c in classes)
+    for key, labels in y.items():
+        if int(labels.max()) >= len(classes):
+            raise ValueError(f"{name}: {key} has label {int(labels.max())}, out of range: {len(classes)} classes take "
+                             f"labels 0..{len(classes) - 1}")
+    mean, std = _moments(x["x_train"])
+    tensors = {key: torch.from_numpy(images).permute(0, 3, 1, 2) for key, images in x.items()}
+    tensors |= {key: torch.from_numpy(labels) for key, labels in y.items()}
+    return Data(name=name, classes=classes, mean=mean, std=std, **tensors)
+
+
+def _nan_note(array: np.ndarray) -> str:
+    bad = int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind in "fc" else 0
+    return f" with {bad} values that are NaN or infinite" if bad else ""
+
+
+def _checked_images(name: str, key: str, x) -> np.ndarray:
+    """Images as a C-contiguous uint8 array (N, H, W, C)."""
+    x = np.asarray(x)
+    if x.dtype != np.uint8:
+        raise ValueError(f"{name}: {key} must be uint8 (pixel values 0..255), found {x.dtype} of shape {x.shape}"
+                         f"{_nan_note(x)}")
+    if x.ndim == 3:
+        x = x[..., None]
+    elif x.ndim == 4 and x.shape[3] not in (1, 3) and x.shape[1] in (1, 3):
+        x = x.transpose(0, 2, 3, 1)
+    if x.ndim != 4 or x.shape[3] not in (1, 3) or 0 in x.shape:
+        raise ValueError(f"{name}: {key} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 and "
+                         f"no empty dimension, found {np.shape(x)}")
+    return np.require(x, requirements=["C", "W"])  # torch shares the memory and wants it writable
+
+
+def _checked_labels(name: str, key: str, y, count: int) -> np.ndarray:
+    """Labels as an int64 array (count,)."""
+    y = np.asarray(y)
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise ValueError(f"{name}: {key} must be a 1-D array of integers, found {y.dtype} of shape {y.shape}"
+                         f"{_nan_note(y)}")
+    if len(y) != count:
+        raise ValueError(f"{name}: {key} has {len(y)} labels but {key.replace('y_', 'x_')} has {count} images")
+    y = np.require(y, dtype=np.int64, requirements=["C", "W"])
+    if y.min() < 0:
+        raise ValueError(f"{name}: {key} has label {y.min()}, out of range: labels start at 0")
+    return y
+
+
+def _moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and population standard deviation of uint8 images (N, H, W, C) scaled to [0, 1].
+
+    From 256-bin histograms: exact counts, and no float copy of the data set.
+    """
+    counts = np.zeros((x.shape[3], 256))
+    for start in range(0, len(x), 1000):
+        for channel in range(x.shape[3]):
+            counts[channel] += np.bincount(x[start:start + 1000, ..., channel].ravel(), minlength=256)
+    level = np.arange(256) / 255
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ level
+    std = np.sqrt((share * (level - mean[:, None]) ** 2).sum(1))
+    # A constant channel gets 1, so that normalising it gives zeros rather than NaN.
+    return tuple(mean.tolist()), tuple(np.where(std > 1e-9, std, 1.0).tolist())
+
+
+# --- Batches --------------------------------------------------------------------------------------------------------
+
+
+def prepare(x_uint8: torch.Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+            dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(x / 255 - mean) / std per channel, as `dtype`. Without mean and std: x / 255, in [0, 1].
+
+    x_uint8: uint8 (..., C, H, W), any device; the memory format stays. mean, std: one float a channel.
+    Raises TypeError if x is not uint8 (scaled twice is a silent mistake), ValueError for a wrong mean or std.
+    """
+    if x_uint8.dtype != torch.uint8:
+        raise TypeError(f"x_uint8 must be uint8 (prepare scales to [0, 1] itself), got {x_uint8.dtype}")
+    if mean is None and std is None:
+        return x_uint8.to(dtype).div(255)
+    channels = x_uint8.shape[-3]
+    mean = tuple(float(m) for m in mean) if mean is not None else (0.0,) * channels
+    std = tuple(float(s) for s in std) if std is not None else (1.0,) * channels
+    scale, offset = _scale_and_offset(mean, std, channels, x_uint8.device, dtype)
+    return torch.addcmul(offset, x_uint8.to(dtype), scale)
+
+
+@functools.lru_cache(maxsize=64)  # so that a GPU batch does not wait for six numbers to be copied there
+def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], channels: int, device: torch.device,
+                      dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"mean and std need one value for each of {channels} channels, got {mean} and {std}")
+    if not np.isfinite(mean + std).all() or min(std) <= 0:
+        raise ValueError(f"mean must be finite and std finite and positive, got mean={mean}, std={std}")
+    with torch.inference_mode(False):  # a cached inference tensor would break a later training step
+        scale = [1 / (255 * s) for s in std]
+        offset = [-m / s for m, s in zip(mean, std, strict=True)]
+        return tuple(torch.tensor(v, dtype=dtype, device=device).reshape(-1, 1, 1) for v in (scale, offset))
+
+
+def augment(x: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor, padding: int = 4) -> torch.Tensor:
+    """Random crop and mirror, each image its own: zero-pad by `padding`, crop at `shift`, mirror where `flip`.
+
+    x: (..., B, C, H, W), float or uint8. shift: int64 (..., B, 2), row and column of the crop in the padded image,
+    each in [0, 2 * padding]; (padding, padding) leaves the image in place. flip: bool (..., B), left-right after the
+    crop. Returns a tensor like x, channels-last if x is. The caller draws shift and flip, so this is a pure function:
+    no loop over images, and no wait for the device (fit for CUDA graphs). For that reason the values of shift are
+    checked on a CPU only.
+    Raises ValueError for shapes, dtypes or values other than these.
+    """
+    _check_augment(x, shift, flip, padding)
+    height, width = x.shape[-2:]
+    rows_last = x.movedim(-3, -1)  # (..., B, H, W, C): contiguous when x is channels-last
+    padded = F.pad(rows_last.flatten(0, -4), (0, 0, padding, padding, padding, padding))
+    images, tall, wide, channels = padded.shape
+    shift, flip = shift.reshape(-1, 2), flip.reshape(-1, 1)
+    column = torch.arange(width, device=x.device)
+    columns = torch.where(flip, width - 1 - column, column) + shift[:, 1:]  # (images, W)
+    first_row = torch.arange(0, images * tall, tall, device=x.device)[:, None] + shift[:, :1]
+    rows = first_row + torch.arange(height, device=x.device)  # (images, H), counted through all padded images
+    pixel = (rows[:, :, None] * wide + columns[:, None, :]).reshape(-1)
+    out = padded.reshape(-1, channels).index_select(0, pixel).reshape(rows_last.shape).movedim(-1, -3)
+    return out if rows_last.is_contiguous() else out.contiguous()
+
+
+def _check_augment(x: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor, padding: int) -> None:
+    if padding < 0:
+        raise ValueError(f"padding must be 0 or more pixels, got {padding}")
+    if x.ndim < 4:
+        raise ValueError(f"x must have shape (..., B, C, H, W), got {tuple(x.shape)}")
+    batch = tuple(x.shape[:-3])
+    if tuple(shift.shape) != (*batch, 2) or shift.dtype != torch.int64:
+        raise ValueError(f"shift must be int64 of shape {(*batch, 2)}, got {shift.dtype} of shape {tuple(shift.shape)}")
+    if tuple(flip.shape) != batch or flip.dtype != torch.bool:
+        raise ValueError(f"flip must be bool of shape {batch}, got {flip.dtype} of shape {tuple(flip.shape)}")
+    if shift.device.type == "cpu" and shift.numel() and not 0 <= int(shift.min()) <= int(shift.max()) <= 2 * padding:
+        raise ValueError(f"shift must lie in [0, {2 * padding}] (twice the padding), got values "
+                         f"{int(shift.min())}..{int(shift.max())}")
+
+
+# --- Loading --------------------------------------------------------------------------------------------------------
+
+LOADERS: dict[str, Callable[..., Data]] = {}  # name -> function (root, download, **options) -> data set
+
+
+def register(name: str) -> Callable:
+    """Decorator: make a function (root: Path, download: bool, **options) -> Data known to `load` as `name`."""
+    def add(loader):
+        LOADERS[name] = loader
+        return loader
+    return add
+
+
+def data_root(root: str | os.PathLike | None = None) -> Path:
+    """The folder data sets live in: `root`, else $FEDLIB_DATA, else ~/.cache/fedlib."""
+    return Path(root or os.environ.get("FEDLIB_DATA") or "~/.cache/fedlib").expanduser()
+
+
+def load(name: str | os.PathLike, root: str | os.PathLike | None = None, download: bool = True, **options) -> Data:
+    """Load a data set by name, or any `.npz` file by its path.
+
+    name: one of `fedlib.data.LOADERS` (digits, mnist, fashion_mnist, usps, svhn, cifar10, cifar100), or the path of
+    an `.npz` file with x_train, y_train, x_test, y_test as `from_arrays` takes them (option: `classes`, their names).
+    root: where data sets live, by default $FEDLIB_DATA or ~/.cache/fedlib. A file <root>/<name>.npz is used as it is;
+    else the originals are looked for below root, fetched if download is true, decoded once and kept as that file.
+    Raises ValueError for an unknown name or a damaged file, FileNotFoundError for what is missing with download=False,
+    OSError for a failed download, TypeError for an option the data set does not take.
+    """
+    if str(name).endswith(".npz"):
+        path = Path(name).expanduser()
+        return _call(functools.partial(read_npz, path), f"a data set from {path}", options)
+    if name not in LOADERS:
+        close = difflib.get_close_matches(str(name).lower().replace("-", "_"), LOADERS, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"unknown data set {str(name)!r}.{hint} There are: {', '.join(LOADERS)}, or the path of an "
+                         f".npz file with {', '.join(KEYS)}")
+    return _call(functools.partial(LOADERS[name], data_root(root), download), str(name), options)
+
+
+def _call(loader: Callable[..., Data], name: str, options: dict) -> Data:
+    try:
+        inspect.signature(loader).bind(**options)
+    except TypeError:
+        known = [p.name for p in inspect.signature(loader).parameters.values() if p.name not in ("root", "download")]
+        raise TypeError(f"{name} takes {'the options ' + ', '.join(known) if known else 'no options'}, got "
+                        f"{', '.join(options)}") from None
+    return loader(**options)
+
+
+def read_npz(path: str | os.PathLike, *, classes: Sequence[str] | None = None) -> Data:
+    """Read and check an `.npz` file with x_train, y_train, x_test, y_test; see `from_arrays`.
+
+    Pickled arrays are refused. Raises FileNotFoundError, or ValueError naming the file and the key at fault.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path.absolute()}")
+    arrays = {}
+    key = None
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an .npz archive")
+        with archive:
+            for key in KEYS:
+                arrays[key] = archive[key]
+    except KeyError as error:
+        raise ValueError(f"{path}: no array {key!r}; it holds {', '.join(archive.files) or 'nothing'} and must hold "
+                         f"{', '.join(KEYS)}") from error
+    except Exception as error:  # a damaged archive fails in many ways: BadZipFile, zlib.error, EOFError, ...
+        where = f" (array {key!r})" if key else ""
+        raise ValueError(f"{path}: cannot be read as an .npz file{where}: {error}. If it is a file that fedlib made, "
+                         f"delete it and load again") from error
+    try:
+        return from_arrays(path.stem, **arrays, classes=classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write beside, then rename: an interrupted run never leaves half a file under the final name."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@register("digits")
+def _digits(root: Path, download: bool) -> Data:
+    """The 1,797 digits (8x8) inside scikit-learn, split about 80/20 within each class, the same split for everyone."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the data set 'digits' comes with scikit-learn: pip install scikit-learn") from error
+    bunch = load_digits()
+    x, y = np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
+    rng = np.random.default_rng(0)
+    test = np.zeros(len(y), dtype=bool)
+    for c in range(10):
+        members = np.flatnonzero(y == c)
+        test[rng.permutation(members)[:round(0.2 * len(members))]] = True
+    return from_arrays("digits", x[~test], y[~test], x[test], y[test], classes=DIGITS)
+
+
+# --- Public data sets -----------------------------------------------------------------------------------------------
+
+
+def _idx_arrays(root: Path, download: bool, dataset: str) -> dict[str, np.ndarray]:
+    """MNIST and its kin, from the IDX files in <root>/<dataset>/raw; torchvision checks the md5 of downloads."""
+    import torchvision.datasets
+    arrays = {}
+    for split in ("train", "test"):
+        found = getattr(torchvision.datasets, dataset)(str(root), train=split == "train", download=download)
+        arrays |= {f"x_{split}": found.data.numpy(), f"y_{split}": found.targets.numpy()}
+    return arrays
+
+
+def _usps_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
+    import torchvision.datasets
+    from torchvision.datasets.utils import download_url
+    arrays = {}
+    for split in ("train", "test"):
+        if download:  # torchvision's USPS trusts whatever file is there; this fetches anew what fails its md5
+            url, file, md5 = torchvision.datasets.USPS.split_list[split]
+            download_url(url, str(root), file, md5)
+        found = torchvision.datasets.USPS(str(root), train=split == "train", download=False)
+        arrays |= {f"x_{split}": found.data, f"y_{split}": np.asarray(found.targets)}
+    return arrays
+
+
+def _svhn_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
+    try:
+        import scipy.io  # noqa: F401  torchvision reads the .mat files with it
+    except ImportError as error:
+        raise ImportError("the data set 'svhn' needs scipy to read .mat files: pip install scipy") from error
+    import torchvision.datasets
+    arrays = {}
+    for split in ("train", "test"):
+        found = torchvision.datasets.SVHN(str(root), split=split, download=download)
+        arrays |= {f"x_{split}": found.data.transpose(0, 2, 3, 1), f"y_{split}": found.labels}
+    return arrays
+
+
+def _cifar_arrays(root: Path, download: bool, url: str, md5: str, train: Sequence[str], test: Sequence[str],
+                  label_bytes: int) -> dict[str, np.ndarray]:
+    """CIFAR from its authors' binary archive: records of 1 (or 2: coarse, fine) label bytes and 3x32x32 pixel bytes.
+
+    torchvision's own CIFAR classes unpickle the Python version of the archive once its md5 fits. An md5 guards against
+    accidents, not against intent, so the binary version, the same images in plain records, is used instead.
+    """
+    from torchvision.datasets.utils import check_integrity, download_url
+    archive = root / url.rsplit("/", 1)[1]
+    if download:
+        download_url(url, str(root), archive.name, md5)
+    elif not check_integrity(str(archive), md5):
+        raise FileNotFoundError(f"{archive} is missing, or its md5 is not {md5}")
+    arrays = {}
+    with tarfile.open(archive) as tar:  # members are read in memory; nothing is extracted to disk
+        for split, members in (("train", train), ("test", test)):
+            raw = b"".join(tar.extractfile(member).read() for member in members)
+            records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
+            arrays[f"x_{split}"] = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            arrays[f"y_{split}"] = records[:, label_bytes - 1]
+    return arrays
+
+
+@dataclass(frozen=True)
+class _Public:
+    """A data set that others host: how to read it, and what to tell a reader who has to fetch it by hand."""
+
+    read: Callable[[Path, bool], dict[str, np.ndarray]]
+    url: str
+    files: tuple[str, ...]  # below root
+    classes: tuple[str, ...]
+
+
+def _load_public(name: str, root: Path, download: bool) -> Data:
+    public, cache = PUBLIC[name], root / f"{name}.npz"
+    if cache.is_file():
+        return dataclasses.replace(read_npz(cache, classes=public.classes), name=name)
+    try:
+        arrays = public.read(root, download)
+    except ImportError:
+        raise
+    except Exception as error:  # RuntimeError, URLError, OSError, AssertionError ...: one remedy for all
+        what = "could not be downloaded or read" if download else "is not here, or damaged, and download=False"
+        raise (OSError if download else FileNotFoundError)(
+            f"data set {name!r} {what} ({str(error).strip()}). To place it by hand, put {', '.join(public.files)} "
+            f"from {public.url} into {root.absolute()}, or a file {name}.npz with {', '.join(KEYS)} (images uint8 "
+            f"(N, H, W, C)). For another folder give root=... or set FEDLIB_DATA") from error
+    arrays = {key: np.ascontiguousarray(array, dtype=np.uint8 if key.startswith("x") else np.int64)
+              for key, array in arrays.items()}
+    arrays = {key: array[..., None] if array.ndim == 3 else array for key, array in arrays.items()}
+    data = from_arrays(name, **arrays, classes=public.classes)
+    try:
+        _write_npz(cache, arrays)
+    except OSError as error:
+        warnings.warn(f"{name} is loaded, but could not be kept as {cache} ({error}); it will be decoded again next "
+                      f"time", stacklevel=2)
+    return data
+
+
+DIGITS = tuple("0123456789")
+FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = tuple("""
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split())
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+KRIZ = "https://www.cs.toronto.edu/~kriz/"
+
+PUBLIC = {
+    "mnist": _Public(
+        functools.partial(_idx_arrays, dataset="MNIST"), "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        tuple(f"MNIST/raw/{file}" for file in IDX_FILES), DIGITS),
+    "fashion_mnist": _Public(
+        functools.partial(_idx_arrays, dataset="FashionMNIST"), "https://github.com/zalandoresearch/fashion-mnist",
+        tuple(f"FashionMNIST/raw/{file}" for file in IDX_FILES), FASHION),
+    "usps": _Public(
+        _usps_arrays, "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps",
+        ("usps.bz2", "usps.t.bz2"), DIGITS),
+    "svhn": _Public(
+        _svhn_arrays, "http://ufldl.stanford.edu/housenumbers/", ("train_32x32.mat", "test_32x32.mat"), DIGITS),
+    "cifar10": _Public(
+        functools.partial(_cifar_arrays, url=KRIZ + "cifar-10-binary.tar.gz", md5="c32a1d4ab5d03f1284b67883e8d87530",
+                          train=[f"cifar-10-batches-bin/data_batch_{k}.bin" for k in range(1, 6)],
+                          test=["cifar-10-batches-bin/test_batch.bin"], label_bytes=1),
+        KRIZ + "cifar.html", ("cifar-10-binary.tar.gz",), CIFAR10),
+    "cifar100": _Public(
+        functools.partial(_cifar_arrays, url=KRIZ + "cifar-100-binary.tar.gz", md5="03b5dce01913d631647c71ecec9e9cb8",
+                          train=["cifar-100-binary/train.bin"], test=["cifar-100-binary/test.bin"], label_bytes=2),
+        KRIZ + "cifar.html", ("cifar-100-binary.tar.gz",), CIFAR100),
+}
+for _name in PUBLIC:
+    register(_name)(functools.partial(_load_public, _name))
