@@ -1,0 +1,272 @@
+"""Who holds what: split the indices of a labelled data set among clients.
+
+Every function returns one sorted int64 index tensor a client. No sample is held twice, no client is empty, and the same
+`seed` gives the same partition; the global random state is neither used nor changed.
+"""
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+MAX_TRIES = 1000  # Dirichlet draws before giving up on min_size
+LARGEST_BETA = 1e12  # beyond it shares are equal to rounding anyway, and gamma variates would overflow
+
+
+def iid(labels, clients: int, seed: int = 0) -> list[torch.Tensor]:
+    """Deal all samples at random; client sizes differ by at most one.
+
+    labels: 1-D integer tensor or array (only its length matters here).
+    Raises ValueError for labels that are not that, for clients < 1 and for more clients than samples.
+    """
+    labels, clients = _checked(labels, clients)
+    return _finish(np.array_split(_rng(seed).permutation(len(labels)), clients))
+
+
+def shards(labels, clients: int, shards_per_client: int = 2, seed: int = 0) -> list[torch.Tensor]:
+    """Sort by label, cut into clients * shards_per_client equal shards, deal shards_per_client to each client.
+
+    McMahan et al. 2017 (arXiv 1602.05629), section 3. All samples are used: shard sizes differ by at most one. A shard
+    may span two classes, so a client may hold more than shards_per_client classes.
+    Raises ValueError for more shards than samples.
+    """
+    labels, clients = _checked(labels, clients)
+    count = clients * _positive("shards_per_client", shards_per_client)
+    if count > len(labels):
+        raise ValueError(f"clients * shards_per_client = {count} shards, but there are only {len(labels)} samples")
+    pieces = np.array_split(np.argsort(labels, kind="stable"), count)
+    dealt = _rng(seed).permutation(count).reshape(clients, -1)
+    return _finish([np.concatenate([pieces[s] for s in own]) for own in dealt])
+
+
+def n_class(labels, clients: int, n: int, seed: int = 0) -> list[torch.Tensor]:
+    """Every client holds exactly n classes.
+
+    Each of the C classes is cut into clients * n / C consecutive chunks of equal size, and chunks are dealt at random
+    so that a client's n chunks come from n distinct classes (Zhang et al. 2024, arXiv 2308.09565; their released code
+    may clash and ask to be run again, this does not). Chunk sizes within a class differ by at most one. If C does not
+    divide clients * n, randomly chosen classes are cut into one chunk more than the others. All samples are used,
+    unless clients * n < C: then only clients * n classes, chosen at random, are held by anyone.
+    Raises ValueError for n < 1, n above the number of classes present, and a class with fewer samples than chunks.
+    """
+    labels, clients = _checked(labels, clients)
+    classes, sizes = np.unique(labels, return_counts=True)
+    if _positive("n", n) > len(classes):
+        raise ValueError(f"n must be at most the number of classes, got n={n} with {len(classes)} classes in labels")
+    rng = _rng(seed)
+    chunks = np.full(len(classes), clients * n // len(classes))
+    chunks[rng.permutation(len(classes))[:clients * n % len(classes)]] += 1
+    if (short := np.flatnonzero(sizes < chunks)).size:
+        c = short[0]
+        raise ValueError(f"class {classes[c]} has {sizes[c]} samples, too few for the {chunks[c]} chunks that "
+                         f"clients={clients} and n={n} ask for; take fewer clients or a smaller n")
+    hands = _deal(chunks, clients, n, rng)
+    parts = [[] for _ in range(clients)]
+    for c in np.flatnonzero(chunks):
+        holders = rng.permutation(np.flatnonzero((hands == c).any(1)))
+        for client, chunk in zip(holders, np.array_split(np.flatnonzero(labels == classes[c]), chunks[c]), strict=True):
+            parts[client].append(chunk)
+    return _finish([np.concatenate(own) for own in parts])
+
+
+def _deal(chunks: np.ndarray, clients: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Class numbers (clients, n) with class c appearing chunks[c] times, rows without repeats. Needs chunks <= clients.
+
+    Deal a shuffled deck, then swap repeats away. A repeated class c of row a goes to a random row b that lacks it. In
+    exchange, a gets an entry of b that a lacks, or that b holds twice. One of the two exists: without repeats b has n
+    classes, none of them c, and a has at most n - 2 others. Each swap lowers the number of repeats, so this ends.
+    """
+    hands = rng.permutation(np.repeat(np.arange(len(chunks)), chunks)).reshape(clients, n)
+    for a in range(clients):
+        while (repeats := np.flatnonzero(_repeated(hands[a]))).size:
+            i = repeats[0]
+            b = rng.choice(np.flatnonzero((hands != hands[a, i]).all(1)))
+            j = rng.choice(np.flatnonzero(~np.isin(hands[b], hands[a]) | _repeated(hands[b])))
+            hands[a, i], hands[b, j] = hands[b, j], hands[a, i]
+    return hands
+
+
+def _repeated(row: np.ndarray) -> np.ndarray:
+    """True where an entry occurs earlier in the row."""
+    later = np.ones(len(row), dtype=bool)
+    later[np.unique(row, return_index=True)[1]] = False
+    return later
+
+
+def dirichlet(labels, clients: int, beta: float, seed: int = 0, equal_size: bool = False,
+              min_size: int = 1) -> list[torch.Tensor]:
+    """Label skew drawn from a Dirichlet distribution; small beta means strong skew, large beta nearly iid.
+
+    equal_size=False (Zhang et al. 2024, arXiv 2308.09565): for each class, the shares of the K clients are
+    q ~ Dir(beta * 1_K), and the class's shuffled samples are cut at the cumulative shares, rounded. All samples are
+    used; client sizes differ. Drawn anew until every client has min_size samples.
+
+    equal_size=True (FedDyn, arXiv 2111.04263, and FedNAR, arXiv 2310.03163): each client draws a class prior
+    p_k ~ Dir(beta * 1_C), and its floor(samples / clients) samples are drawn from it without replacement, clients in
+    random order. When a class runs out, priors are restricted to the others; a client whose prior has nothing left
+    takes what there is. The remainder of samples / clients is held by nobody.
+
+    Raises ValueError if beta is not positive and finite, for min_size < 1 or more than the samples allow, and when
+    MAX_TRIES draws never reach min_size.
+    """
+    labels, clients = _checked(labels, clients)
+    if not isinstance(beta, numbers.Real) or not math.isfinite(beta) or beta <= 0:
+        raise ValueError(f"beta must be a positive, finite number, got {beta!r}")
+    if _positive("min_size", min_size) * clients > len(labels):
+        raise ValueError(f"min_size={min_size} for clients={clients} needs {min_size * clients} samples, but there are "
+                         f"{len(labels)}")
+    rng = _rng(seed)
+    members = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    sizes = np.array([len(m) for m in members])
+    if equal_size:
+        held = _equal_counts(sizes, clients, beta, rng)
+    else:
+        held = _class_counts(sizes, clients, beta, min_size, rng)
+    return _finish(_cut(members, held))
+
+
+def _class_counts(sizes: np.ndarray, clients: int, beta: float, min_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Samples (clients, classes): for each class, Dirichlet shares of the clients."""
+    for _ in range(MAX_TRIES):
+        shares = rng.dirichlet(np.full(clients, min(beta, LARGEST_BETA)), size=len(sizes))  # (classes, clients)
+        ends = np.rint(np.cumsum(shares, axis=1) * sizes[:, None])
+        ends[:, -1] = sizes  # exactly, whatever the rounding of the sum
+        held = np.diff(ends, axis=1, prepend=0).T
+        if np.isfinite(held).all() and held.sum(1).min() >= min_size:
+            return held.astype(np.int64)
+    raise ValueError(f"no Dirichlet partition in {MAX_TRIES} draws gave each of clients={clients} at least "
+                     f"min_size={min_size} samples with beta={beta}; take fewer clients, a larger beta or "
+                     f"equal_size=True")
+
+
+def _equal_counts(sizes: np.ndarray, clients: int, beta: float, rng: np.random.Generator) -> np.ndarray:
+    """Samples (clients, classes): every client draws the same number from its own class prior.
+
+    The draws are one long sequence. Up to the draw that finds its class empty they do not influence each other, so they
+    are made all at once and kept up to there; then the empty class is struck out and the rest is drawn again.
+    """
+    left = sizes.copy()
+    prior = rng.dirichlet(np.full(len(sizes), min(beta, LARGEST_BETA)), size=clients)  # (clients, classes)
+    turns = rng.permutation(np.repeat(np.arange(clients), sizes.sum() // clients))
+    held = np.zeros((clients, len(sizes)), dtype=np.int64)
+    while len(turns):
+        drawn = _draw(np.where(left > 0, prior, 0), left, turns, rng)
+        stop = len(turns)
+        for c in range(len(sizes)):  # the first draw of class c beyond its last sample
+            stop = min([stop, *np.flatnonzero(drawn == c)[left[c]:left[c] + 1]])
+        np.add.at(held, (turns[:stop], drawn[:stop]), 1)
+        left -= np.bincount(drawn[:stop], minlength=len(sizes))
+        turns = turns[stop:]
+    return held
+
+
+def _draw(weights: np.ndarray, left: np.ndarray, turns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One class for each entry of turns (clients), with probability proportional to that client's weights."""
+    lost = weights.sum(1) < np.finfo(float).tiny
+    weights[lost] = left  # the prior has no class left (or underflowed): any sample that is left
+    ends = np.cumsum(weights, axis=1)
+    ends /= ends[:, -1:]
+    # One sorted search for all clients: client k's distribution function occupies (k, k + 1].
+    ladder = (ends + np.arange(len(weights))[:, None]).ravel()
+    rung = turns + rng.random(len(turns)) * (1 - 1e-9)  # stay below k + 1 when rounded
+    return np.searchsorted(ladder, rung, side="right") % weights.shape[1]
+
+
+def like(parts: Sequence, labels, test_labels, seed: int = 0) -> list[torch.Tensor]:
+    """Split a test set so that each class is shared among the clients as `parts` shares it in training.
+
+    Client k gets n_c * m_kc / sum_k m_kc of the n_c test samples of class c, where m_kc counts its training samples;
+    fractions are rounded by largest remainder, ties at random. Each test sample of a class that some client holds is
+    used exactly once; classes that nobody holds are left out.
+    parts: index tensors into labels. Returns index tensors into test_labels.
+    Raises ValueError for bad parts, and if a client would get no test sample.
+    """
+    labels, test_labels = _checked_labels("labels", labels), _checked_labels("test_labels", test_labels)
+    num_classes = int(max(labels.max(initial=0), test_labels.max(initial=0))) + 1
+    trained = counts(parts, labels, num_classes).numpy()
+    rng = _rng(seed)
+    members = [rng.permutation(np.flatnonzero(test_labels == c)) for c in range(num_classes)]
+    held = np.zeros_like(trained)
+    for c in np.flatnonzero(trained.sum(0)):
+        exact, total = len(members[c]) * trained[:, c], trained[:, c].sum()
+        held[:, c], remainder = exact // total, exact % total
+        order = np.lexsort((rng.random(len(exact)), -remainder))
+        held[order[:len(members[c]) - held[:, c].sum()], c] += 1
+    return _finish(_cut(members, held), "test samples; take a partition with larger clients, or test them together")
+
+
+def counts(parts: Sequence, labels, num_classes: int) -> torch.Tensor:
+    """How many samples of each class each client holds: int64 (clients, num_classes).
+
+    Raises ValueError for parts that are not 1-D integer indices into labels, or labels not below num_classes.
+    """
+    labels = _checked_labels("labels", labels)
+    if labels.max(initial=0) >= _positive("num_classes", num_classes):
+        raise ValueError(f"num_classes={num_classes}, but labels go up to {labels.max()}")
+    table = np.zeros((len(parts), num_classes), dtype=np.int64)
+    for k, part in enumerate(parts):
+        part = _array(part)
+        if part.ndim != 1 or (part.size and part.dtype.kind not in "iu"):
+            raise ValueError(f"parts[{k}] must be a 1-D tensor of indices, got {part.dtype} of shape {part.shape}")
+        if part.size and not 0 <= part.min() <= part.max() < len(labels):
+            raise ValueError(f"parts[{k}] has indices {part.min()}..{part.max()}, but there are {len(labels)} labels")
+        table[k] = np.bincount(labels[part.astype(np.int64)], minlength=num_classes)
+    return torch.from_numpy(table)
+
+
+# --- Shared pieces --------------------------------------------------------------------------------------------------
+
+
+def _cut(members: list[np.ndarray], held: np.ndarray) -> list[np.ndarray]:
+    """Give held[k, c] of the samples members[c], in order, to each client k."""
+    pieces = [np.split(m, np.cumsum(held[:, c]))[:-1] for c, m in enumerate(members)]  # [class][client]
+    return [np.concatenate(own) for own in zip(*pieces, strict=True)]
+
+
+def _finish(parts: Sequence[np.ndarray], what: str = "samples") -> list[torch.Tensor]:
+    empty = [k for k, part in enumerate(parts) if len(part) == 0]
+    if empty:
+        shown = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        raise ValueError(f"{len(empty)} of {len(parts)} clients ({shown}) would hold no {what}")
+    return [torch.from_numpy(np.sort(part).astype(np.int64)) for part in parts]
+
+
+def _array(values) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _checked_labels(name: str, labels) -> np.ndarray:
+    labels = _array(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be a 1-D tensor or array of integers, got {labels.dtype} of shape "
+                         f"{labels.shape}")
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"{name} must be 0 or more, got {labels.min()}")
+    return labels.astype(np.int64)
+
+
+def _checked(labels, clients: int) -> tuple[np.ndarray, int]:
+    labels = _checked_labels("labels", labels)
+    if _positive("clients", clients) > len(labels):
+        raise ValueError(f"clients={clients}, more than the {len(labels)} samples")
+    return labels, int(clients)
+
+
+def _positive(name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
+    return number
+
+
+def _rng(seed: int) -> np.random.Generator:
+    try:
+        return np.random.default_rng(operator.index(seed))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}") from error
