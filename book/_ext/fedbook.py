@@ -1,0 +1,122 @@
+"""What the build does beyond Jupyter Book's own settings.
+
+- puts the scoreboard, made from ``book/results/*.json``, where a page says ``{{ scoreboard }}``;
+- copies the scripts a page needs into the site (html-manager, RequireJS, MathJax, at the versions in package.json), so
+  that it works without a network; without npm they come from their CDN, and the build says so;
+- throws away executed notebooks when the code they ran on has changed, which the notebook cache does not see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from sphinx.util import logging
+
+from fedlib import claims
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOK = ROOT / "book"
+VENDOR = BOOK / "_static" / "vendor"
+
+# package -> {prefix of its files: where they go below vendor/}
+FILES = {
+    "@jupyter-widgets/html-manager": {"package/dist/embed-amd.js": "embed-amd.js"},
+    "requirejs": {"package/require.js": "require.js"},
+    "mathjax": {
+        "package/es5/tex-mml-chtml.js": "mathjax/tex-mml-chtml.js",
+        "package/es5/output/chtml/fonts/woff-v2/": "mathjax/output/chtml/fonts/woff-v2/",
+    },
+}
+log = logging.getLogger(__name__)
+
+
+def setup(app):
+    app.add_config_value("fedbook_state", "", "env")  # a new value makes Sphinx read every page again
+    app.connect("config-inited", write_scoreboard)
+    app.connect("config-inited", serve_scripts)
+    app.connect("config-inited", drop_stale_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def write_scoreboard(app, config):
+    results = BOOK / "results"
+    config.myst_substitutions = {
+        **(config.myst_substitutions or {}),
+        "scoreboard": claims.scoreboard_html(results),
+        "scoreboard_brief": claims.scoreboard_html(results, every_preset=False),
+        "scoreboard_summary": claims.summary(results),
+        "provenance": provenance_list(results),
+    }
+
+
+def provenance_list(results: Path) -> str:
+    """One line for each recorded run."""
+    lines = [
+        f"- [{name}]({name}), {preset}: {claims.provenance(result)}"
+        for name, presets in claims.load_results(results).items()
+        for preset, result in presets.items() if preset in claims.PRESETS
+    ]
+    return "\n".join(lines) or "No run is recorded yet."
+
+
+def serve_scripts(app, config):
+    try:
+        fetch_scripts()
+    except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
+        log.info("fedbook: scripts come from their CDN, the site needs a network (npm: %s)", error)
+        return
+    config.mathjax_path = "vendor/mathjax/tex-mml-chtml.js"
+    config.nb_ipywidgets_js = {
+        "vendor/require.js": {},
+        "vendor/embed-amd.js": {"data-jupyter-widgets-cdn": "./"},
+    }
+
+
+def fetch_scripts():
+    """Fill ``_static/vendor`` from npm, once for every set of versions."""
+    versions = json.loads((ROOT / "package.json").read_text())["dependencies"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    stamp = VENDOR / "versions.json"
+    if stamp.exists() and json.loads(stamp.read_text()) == versions:
+        return
+    shutil.rmtree(VENDOR, ignore_errors=True)
+    for package, wanted in FILES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["npm", "pack", "--fetch-retries=0", "--fetch-timeout=30000", f"{package}@{versions[package]}"]
+            subprocess.run(command, cwd=folder, check=True, timeout=120, **quiet)
+            (packed,) = Path(folder).glob("*.tgz")
+            extract(packed, wanted, VENDOR / f"LICENSE.{package.split('/')[-1]}")
+    stamp.write_text(json.dumps(versions, indent=1))
+
+
+def extract(packed: Path, wanted: dict[str, str], licence: Path):
+    wanted = {**wanted, "package/LICENSE": licence.name}
+    with tarfile.open(packed) as tar:
+        for member in tar.getmembers():
+            folder, _, name = member.name.rpartition("/")
+            to = wanted.get(member.name) or (wanted[folder + "/"] + name if folder + "/" in wanted else None)
+            if member.isfile() and to:
+                (VENDOR / to).parent.mkdir(parents=True, exist_ok=True)
+                (VENDOR / to).write_bytes(tar.extractfile(member).read())
+
+
+def drop_stale_notebooks(app, config):
+    """Key executed notebooks on fedlib and on the recorded runs that chapters read."""
+    recorded = [path for path in sorted((BOOK / "results").glob("*.json")) if not path.match("*.quick.json")]
+    digest = hashlib.sha256()
+    for path in [*sorted((ROOT / "fedlib").glob("*.py")), *sorted((BOOK / "params").glob("*.yaml")), *recorded]:
+        digest.update(path.name.encode() + path.read_bytes())
+    config.fedbook_state = digest.hexdigest()
+    cache = Path(config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache")
+    stamp = cache / "fedbook_state"
+    if cache.exists() and (not stamp.exists() or stamp.read_text() != config.fedbook_state):
+        log.info("fedbook: the code has changed, notebooks are executed again")
+        shutil.rmtree(cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(config.fedbook_state)

@@ -1,0 +1,135 @@
+"""What every chapter does around its experiments: check the parameters it was started with.
+
+papermill injects any name it is given, also a misspelt one, and only warns. A chapter therefore calls :func:`begin` at
+the end of its set-up cell and :func:`check_parameters` right after its ``parameters`` cell; whatever has appeared in
+between is a parameter and must be declared.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_SNAPSHOT = "_fedlib_begin"
+_IPYTHON = re.compile(r"_i{0,3}|__+|_i?\d+|_[di]?h|_oh|In|Out|exit|quit|get_ipython|_exit_code|__\w+__|_fedlib_begin")
+
+
+@dataclass(frozen=True)
+class Accept:
+    """What a parameter may be: a test and the words for it."""
+
+    test: Callable[[Any], bool]
+    says: str
+
+
+def integer(low: int | None = None, high: int | None = None) -> Accept:
+    """A whole number in [low, high]; no booleans."""
+    return Accept(lambda v: isinstance(v, int) and not isinstance(v, bool) and _inside(v, low, high),
+                  "a whole number" + _range(low, high))
+
+
+def real(low: float | None = None, high: float | None = None, above: float | None = None) -> Accept:
+    """A finite number in [low, high], greater than ``above``; whole numbers too, no booleans."""
+    def test(v: Any) -> bool:
+        return (isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and _inside(v, low, high)
+                and (above is None or v > above))
+    return Accept(test, "a finite number" + (f" above {above}" if above is not None else "") + _range(low, high))
+
+
+def many(item: Any) -> Accept:
+    """A non-empty list whose every item is accepted."""
+    item = accept(item)
+    return Accept(lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(item.test(i) for i in v),
+                  f"a list, not empty, each of {item.says}")
+
+
+def optional(item: Any) -> Accept:
+    """None, or what ``item`` accepts."""
+    item = accept(item)
+    return Accept(lambda v: v is None or item.test(v), f"None or {item.says}")
+
+
+def accept(spec: Any) -> Accept:
+    """Read a declaration: an :class:`Accept`, a type, or a collection of allowed values."""
+    if isinstance(spec, Accept):
+        return spec
+    if spec is int:
+        return integer()
+    if spec is float:
+        return real()
+    if isinstance(spec, type):
+        return Accept(lambda v: isinstance(v, spec), f"a {spec.__name__}")
+    if isinstance(spec, Collection) and not isinstance(spec, (str, bytes)):
+        allowed = list(spec)
+        return Accept(lambda v: any(type(v) is type(a) and v == a for a in allowed),
+                      "one of " + ", ".join(repr(a) for a in allowed))
+    raise TypeError(f"a parameter is declared by a type, a collection of values or an Accept, got {spec!r}")
+
+
+def _inside(value: float, low: float | None, high: float | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f" from {low} to {high}"
+    return f" of at least {low}" if low is not None else f" of at most {high}" if high is not None else ""
+
+
+def begin(namespace: dict[str, Any]) -> None:
+    """Remember which names exist before the ``parameters`` cell; pass ``globals()``, last in the set-up cell."""
+    namespace[_SNAPSHOT] = {name: value for name, value in namespace.items() if not _IPYTHON.fullmatch(name)}
+
+
+def check_parameters(namespace: dict[str, Any], *, chapter: str, params: str | Path = "params", **declared: Any) -> str:
+    """Refuse parameters that the chapter does not know or cannot take; pass ``globals()``.
+
+    Args:
+        namespace: the notebook's names, :func:`begin` having seen them before the ``parameters`` cell.
+        chapter: name of the notebook without its ending, to find its preset files.
+        params: folder of the preset files ``CHAPTER.PRESET.yaml``.
+        **declared: every parameter with what it accepts: a type, a collection of values, or
+            :func:`integer`, :func:`real`, :func:`many`, :func:`optional`. ``preset`` must be among them.
+
+    Returns:
+        The name to save results under: the preset, or ``"custom"`` where any value differs from the preset's file.
+
+    Raises:
+        ValueError: an undeclared parameter (with the nearest known name), a missing one, or a value that is not
+            accepted (with the parameter, the value and what is accepted).
+        RuntimeError: :func:`begin` was not called.
+    """
+    if _SNAPSHOT not in namespace:
+        raise RuntimeError("call begin(globals()) at the end of the set-up cell, before the parameters cell")
+    before = namespace[_SNAPSHOT]
+    for name, value in namespace.items():
+        if _IPYTHON.fullmatch(name) or name in declared or (name in before and before[name] is value):
+            continue
+        close = difflib.get_close_matches(name, declared, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "known parameters: " + ", ".join(sorted(declared))
+        raise ValueError(f"unknown parameter {name!r} = {value!r}; {hint}")
+    for name, spec in declared.items():
+        if name not in namespace:
+            raise ValueError(f"parameter {name!r} is declared but has no default in the parameters cell")
+        wanted = accept(spec)
+        if not wanted.test(namespace[name]):
+            raise ValueError(f"parameter {name!r} must be {wanted.says}, got {namespace[name]!r}")
+    return _label({name: namespace[name] for name in declared}, chapter, Path(params))
+
+
+def _label(values: Mapping[str, Any], chapter: str, params: Path) -> str:
+    """The preset's name if its file says what ``values`` say or is not there (Colab has one file), else ``custom``."""
+    preset = values["preset"]
+    file = params / f"{chapter}.{preset}.yaml"
+    if not file.exists():
+        return preset
+    wanted = yaml.safe_load(file.read_text(encoding="utf-8"))
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return preset if all(name in given and given[name] == value for name, value in wanted.items()) else "custom"

@@ -1,0 +1,379 @@
+"""What a paper promised: a claim, the paper's number, what was measured, the verdict.
+
+A chapter states each claim once as a :class:`Claim`, asserts the verdict it reports, and writes everything a run found
+to ``book/results/NAME.PRESET.json`` with :func:`save_results`. The scoreboard is made from those files alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+import json
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+VERDICTS = ("holds", "holds in part", "does not hold", "not run")
+PRESETS = ("quick", "colab", "paper")
+MARKS = {"holds": "✓", "holds in part": "≈", "does not hold": "✗", "not run": "–"}
+_VOLATILE = ("made",)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One promise of a paper and what became of it here.
+
+    Args:
+        id: unique in the book, lower-case letters, digits and hyphens; the chapter carries the MyST target
+            ``(claim-ID)=`` above the cell that judges it, so that the scoreboard can link there.
+        chapter: name of the chapter's file without its ending, for example ``"02_layer_normalization"``.
+        statement: what is claimed, one sentence.
+        paper: the paper's figure with its place, for example ``"87.2 % against 55.0 % (Table 1)"``.
+        measured: what this run measured, as a number or as text with its unit.
+        verdict: one of :data:`VERDICTS`.
+
+    Raises:
+        ValueError: unknown verdict, malformed id, empty text, or a non-finite ``measured`` that is said to hold.
+    """
+
+    id: str
+    chapter: str
+    statement: str
+    paper: str
+    measured: str | float
+    verdict: str
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id):
+            raise ValueError(f"id must be lower-case words joined by hyphens, got {self.id!r}")
+        for field in ("chapter", "statement", "paper"):
+            if not str(getattr(self, field)).strip():
+                raise ValueError(f"{field} of claim {self.id!r} must not be empty")
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict of claim {self.id!r} must be one of {', '.join(VERDICTS)}, got {self.verdict!r}")
+        if not isinstance(self.measured, str):
+            object.__setattr__(self, "measured", float(self.measured))
+            if not math.isfinite(self.measured) and self.verdict.startswith("holds"):
+                raise ValueError(f"claim {self.id!r} cannot be said to hold: measured is {self.measured}")
+
+    @property
+    def anchor(self) -> str:
+        """Target of the cell that judges the claim."""
+        return f"claim-{self.id}"
+
+
+def judge(holds: bool, in_part: bool = False) -> str:
+    """The verdict from two conditions written out where they are used: ``judge(gain >= 15, in_part=gain >= 5)``.
+
+    Args:
+        holds: the claim's condition.
+        in_part: a weaker condition, looked at only where ``holds`` is false.
+    """
+    for name, value in (("holds", holds), ("in_part", in_part)):
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} must be a condition (True or False), got {value!r}")
+    return "holds" if holds else "holds in part" if in_part else "does not hold"
+
+
+def mean_std(values: Iterable[float], unit: str = "%", digits: int = 1) -> str:
+    """Mean and sample standard deviation over seeds as text: ``"81.2 ± 0.4 %"``; one value stands without spread."""
+    values = np.asarray(list(values), dtype=float)
+    if values.size == 0:
+        raise ValueError("values must not be empty")
+    spread = f" ± {values.std(ddof=1):.{digits}f}" if values.size > 1 else ""
+    return f"{values.mean():.{digits}f}{spread} {unit}".rstrip()
+
+
+def beside(paper: Mapping[Any, float | None], ours: Mapping[Any, Any]) -> pd.DataFrame:
+    """The paper's numbers beside ours, one row for every key of either.
+
+    Args:
+        paper: row name to the paper's number; ``None`` where the paper has none.
+        ours: row name to a number or to one number a seed; a missing row was not run.
+
+    Returns:
+        DataFrame indexed by row name, columns paper, ours (mean), spread (sample std over seeds), seeds, difference.
+    """
+    rows = {}
+    for key in dict.fromkeys([*paper, *ours]):
+        theirs = paper.get(key)
+        values = np.atleast_1d(np.asarray(ours.get(key, []), dtype=float))
+        mean = values.mean() if values.size else math.nan
+        theirs = math.nan if theirs is None else float(theirs)
+        rows[key] = {"paper": theirs, "ours": mean, "spread": values.std(ddof=1) if values.size > 1 else math.nan,
+                     "seeds": values.size, "difference": mean - theirs}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# ---------------------------------------------------------------- results on disk
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, number of cores this process may use, and the GPU's name (None without one)."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.M)
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch = sys.modules.get("torch")  # a run has imported it; reading results does not need it
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+    return {"cpu": model, "cores": cores, "gpu": gpu}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "fedlib"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types; floats to 6 significant digits, non-finite ones as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, pd.DataFrame):
+        return {str(name): _plain(column.tolist()) for name, column in value.items()}
+    if hasattr(value, "history"):  # a Run
+        return _plain(value.history)
+    if isinstance(value, (list, tuple, set, range)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # arrays and tensors, scalars among them
+        return _plain(value.tolist())
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return str(value)
+
+
+def _dump(value: Any, indent: int = 0) -> str:
+    """JSON with one line for each list of plain values, so that a diff of two runs can be read."""
+    pad = "  " * (indent + 1)
+    nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(i, (dict, list)) for i in value))
+    if not nested or not value:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if isinstance(value, dict):
+        names = [json.dumps(key, ensure_ascii=False) for key in value]
+        lines = [f"{pad}{name}: {_dump(item, indent + 1)}" for name, item in zip(names, value.values(), strict=True)]
+        opening, closing = "{", "}"
+    else:
+        lines = [pad + _dump(item, indent + 1) for item in value]
+        opening, closing = "[", "]"
+    return opening + "\n" + ",\n".join(lines) + "\n" + "  " * indent + closing
+
+
+def save_results(
+    name: str,
+    preset: str,
+    *,
+    config: Mapping[str, Any],
+    claims: Iterable[Claim] = (),
+    tables: Mapping[str, Any] | None = None,
+    curves: Mapping[str, Any] | None = None,
+    seeds: Iterable[int] = (),
+    wall_time: float | None = None,
+    folder: str | Path = "results",
+) -> Path:
+    """Write what a chapter found to ``FOLDER/NAME.PRESET.json``.
+
+    A file that already says the same, hardware, versions, date and wall time aside, is left as it is, so that building
+    the book on the machine that made it changes nothing.
+
+    Args:
+        name: chapter, for example ``"02_layer_normalization"``.
+        preset: ``quick``, ``colab``, ``paper``, or ``custom`` for hand-picked settings (git ignores those).
+        config: the settings of the run; ``data`` and ``rounds`` are shown under tables.
+        claims: the chapter's claims with their verdicts.
+        tables: name to DataFrame (or any mapping of columns).
+        curves: name to DataFrame, Run or mapping of columns, or to a list of those, one a seed.
+        seeds: the seeds used.
+        wall_time: seconds from start to end.
+        folder: where results live; made if missing.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ValueError: unknown preset, or two claims with the same id.
+    """
+    if preset not in (*PRESETS, "custom"):
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)} or custom, got {preset!r}")
+    claims = list(claims)
+    ids = [claim.id for claim in claims]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"claim ids must be unique, got {ids}")
+    content = _plain({
+        "name": name, "preset": preset, "seeds": list(seeds), "config": config,
+        "claims": [asdict(claim) for claim in claims], "tables": tables or {}, "curves": curves or {},
+    })
+    content["made"] = _plain({"date": datetime.date.today().isoformat(), "wall_seconds": wall_time,
+                              "hardware": hardware(), "versions": versions()})
+    path = Path(folder) / f"{name}.{preset}.json"
+    if path.exists() and _same(path, content):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(_dump(content) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _same(path: Path, content: dict[str, Any]) -> bool:
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # cut short or hand-edited: write it anew
+        return False
+    stable = [key for key in content if key not in _VOLATILE]
+    return isinstance(old, dict) and all(key in old and old[key] == content[key] for key in stable)
+
+
+def load_results(folder: str | Path = "results") -> dict[str, dict[str, dict[str, Any]]]:
+    """All results in a folder: ``results[name][preset]`` is what :func:`save_results` wrote; ``{}`` without a folder.
+
+    Raises:
+        ValueError: a file that is not such a result, by its path.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            name, preset = content["name"], content["preset"]
+            [Claim(**claim) for claim in content["claims"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a result written by save_results: {error!r}") from error
+        found.setdefault(name, {})[preset] = content
+    return found
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def provenance(result: Mapping[str, Any]) -> str:
+    """One line that says where a table's numbers come from.
+
+    Args:
+        result: one entry of :func:`load_results`.
+
+    Returns:
+        For example ``"cifar10, 3 seeds, 2,000 rounds, NVIDIA H200, torch 2.11.0, 2026-11-21, 14 min"``.
+    """
+    config, made = result["config"], result["made"]
+    rounds = config.get("rounds")
+    seeds = len(result["seeds"])
+    machine = made["hardware"]["gpu"] or f"{made['hardware']['cpu']}, {made['hardware']['cores']} cores"
+    parts = [
+        str(config["data"]) if config.get("data") else None,
+        f"{seeds} seed{'s' * (seeds != 1)}" if seeds else None,
+        f"{rounds:,} rounds" if isinstance(rounds, int) else None,
+        machine,
+        f"torch {made['versions']['torch']}",
+        made["date"],
+        _duration(made["wall_seconds"]) if made["wall_seconds"] is not None else None,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+# ---------------------------------------------------------------- the scoreboard
+
+
+def scoreboard(folder: str | Path = "results") -> pd.DataFrame:
+    """Every claim with what each preset measured.
+
+    Returns:
+        DataFrame indexed by claim id; columns chapter, statement, paper_says, then for each preset its measurement
+        (``quick``, ``colab``, ``paper``; text, empty where not run) and its verdict (``quick_verdict``, ...), then
+        ``largest``, the largest preset that was run (empty for none), and ``verdict``, the verdict it gave.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for results in load_results(folder).values():
+        for preset in PRESETS:  # from small to large, so that the largest has the last word
+            for claim in results.get(preset, {}).get("claims", []):
+                row = rows.setdefault(claim["id"], {"verdict": "not run"})
+                row.update(chapter=claim["chapter"], statement=claim["statement"], paper_says=claim["paper"])
+                if claim["verdict"] != "not run":
+                    row.update({preset: _measured(claim["measured"]), f"{preset}_verdict": claim["verdict"],
+                                "largest": preset, "verdict": claim["verdict"]})
+    columns = ["chapter", "statement", "paper_says", *PRESETS, *(f"{preset}_verdict" for preset in PRESETS),
+               "largest", "verdict"]
+    board = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    for column in columns:
+        board[column] = board[column].fillna("not run" if "verdict" in column else "")
+    return board.sort_values("chapter", kind="stable")
+
+
+def _measured(value: str | float | None) -> str:
+    return "not finite" if value is None else value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _badge(verdict: str) -> str:
+    kind = verdict.replace(" ", "-")
+    return f'<span class="verdict {kind}"><span aria-hidden="true">{MARKS[verdict]}</span> {verdict}</span>'
+
+
+def scoreboard_html(folder: str | Path = "results", *, every_preset: bool = True, link: str = "{}.html") -> str:
+    """The scoreboard as an HTML table; each claim links to the cell that judges it.
+
+    Args:
+        folder: where results live.
+        every_preset: a column for each preset; False shows only the largest one that was run.
+        link: where a chapter's page lies, seen from the page that shows the table; ``{}`` is the chapter's name.
+    """
+    board = scoreboard(folder)
+    if board.empty:
+        return '<p class="scoreboard-empty">No results are recorded yet: run a chapter to fill this table.</p>'
+    ours = [f"Ours, {preset}" for preset in PRESETS] if every_preset else ["Ours"]
+    heads = ["Claim", "Paper", *ours, "Verdict"]
+    lines = []
+    for key, row in board.iterrows():
+        href = html.escape(f"{link.format(row['chapter'])}#claim-{key}", quote=True)
+        cells = [html.escape(row["paper_says"]), *_ours(row, every_preset), _badge(row["verdict"])]
+        body = "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(heads[1:], cells, strict=True))
+        lines.append(f'<tr><th scope="row"><a href="{href}">{html.escape(row["statement"])}</a></th>{body}</tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (f'<table class="scoreboard"><thead><tr>{head}</tr></thead>\n<tbody>\n'
+            + "\n".join(lines) + "\n</tbody></table>")
+
+
+def _ours(row: pd.Series, every_preset: bool) -> list[str]:
+    """Cells of what was measured; a preset whose verdict is not that of the row says its own."""
+    if not every_preset:
+        largest = row["largest"]
+        return [f'{html.escape(row[largest])} <span class="preset">{largest}</span>' if largest else "–"]
+    cells = []
+    for preset in PRESETS:
+        differs = row[preset] and row[f"{preset}_verdict"] != row["verdict"]
+        cells.append((html.escape(row[preset]) or "–") + (_badge(row[f"{preset}_verdict"]) if differs else ""))
+    return cells
+
+
+def summary(folder: str | Path = "results") -> str:
+    """The scoreboard in one sentence: ``"Of 9 claims, 7 hold, 1 holds in part, 1 was not run."``"""
+    found = scoreboard(folder)["verdict"].value_counts()
+    if found.empty:
+        return "No claim has been put to the test yet."
+    words = {"holds": ("holds", "hold"), "holds in part": ("holds in part", "hold in part"),
+             "does not hold": ("does not hold", "do not hold"), "not run": ("was not run", "were not run")}
+    parts = [f"{found[kind]} {words[kind][found[kind] > 1]}" for kind in VERDICTS if kind in found]
+    return f"Of {found.sum()} claim{'s' * (found.sum() > 1)}, {', '.join(parts)}."

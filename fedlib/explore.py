@@ -1,0 +1,246 @@
+"""How a reader plays: explorers that stay alive on a static page.
+
+:func:`explore` draws one picture for every combination of a few settings and links sliders and menus to them in the
+browser, so that nothing has to run behind the page. In a notebook it is the same widget. Where ipywidgets is too old
+for that (Colab has 7.7), the pictures are drawn when asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+MAX_FRAMES = 30
+_DPI = 150  # 960 pixels for a figure of 6.4 inches: sharp on a phone, small enough to embed thirty times
+
+
+def encode(figure) -> tuple[str, bytes]:
+    """A matplotlib figure as the smallest of lossless WebP, lossy WebP and PNG, the lossless ones with 128 colours.
+
+    Returns:
+        (mime type, bytes).
+    """
+    from PIL import Image, features
+
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png", dpi=_DPI, facecolor="white")
+    image = Image.open(raw).convert("RGB")
+    flat = image.quantize(128)
+    tries = [("image/png", flat, {"format": "PNG", "optimize": True})]
+    if features.check("webp"):
+        tries += [("image/webp", flat.convert("RGB"), {"format": "WEBP", "lossless": True, "method": 4}),
+                  ("image/webp", image, {"format": "WEBP", "quality": 80, "method": 4})]
+    encoded = []
+    for mime, picture, options in tries:
+        out = io.BytesIO()
+        picture.save(out, **options)
+        encoded.append((mime, out.getvalue()))
+    return min(encoded, key=lambda pair: len(pair[1]))
+
+
+def explore(
+    draw: Callable[..., Any],
+    *,
+    alt: str | Callable[..., str],
+    labels: Mapping[str, str] | None = None,
+    start: Mapping[str, Any] | None = None,
+    photo: bool = False,
+    max_frames: int = MAX_FRAMES,
+    live: bool | None = None,
+    **grid: Sequence[Any],
+) -> Explorer:
+    """An explorer of ``draw`` over a grid of settings; the last line of a cell shows it.
+
+    Args:
+        draw: called as ``draw(**setting)``; returns a matplotlib figure, or None to use the current one.
+        alt: what the picture shows, for those who cannot see it: a text, to which the setting is added, or a function
+            of the setting that returns the whole text.
+        labels: parameter name to the words beside its control; default the name.
+        start: setting shown first; default the first value of each parameter.
+        photo: True where the picture holds photographs, which must keep their colours in dark mode.
+        max_frames: refuse larger grids, since every frame travels with the page.
+        live: True draws on demand and needs a kernel; default only where ipywidgets cannot hold the frames.
+        **grid: parameter name to its values in order. Numbers get a slider, other values a menu.
+
+    Returns:
+        An :class:`Explorer`.
+
+    Raises:
+        ValueError: empty grid, a parameter without values or with the same value twice, too many frames, a start or a
+            label of an unknown parameter or value, or an empty ``alt``.
+        Exception: what ``draw`` raised, if it raised for every setting; for some settings the frame says so instead.
+    """
+    import ipywidgets
+
+    grid = {name: list(values) for name, values in grid.items()}
+    labels, start = dict(labels or {}), dict(start or {})
+    _check(grid, labels, start, alt, max_frames)
+    live = not hasattr(ipywidgets, "Stack") if live is None else live
+    return Explorer(draw, alt, labels, start, photo, live, grid)
+
+
+def _check(grid, labels, start, alt, max_frames):
+    if not grid:
+        raise ValueError("explore needs at least one parameter with its values, got none")
+    for name, values in grid.items():
+        if not values:
+            raise ValueError(f"parameter {name!r} needs at least one value, got none")
+        if any(a == b for a, b in itertools.combinations(values, 2)):
+            raise ValueError(f"values of parameter {name!r} must differ, got {values}")
+    frames = math.prod(len(values) for values in grid.values())
+    if frames > max_frames:
+        sizes = " × ".join(f"{len(values)} {name}" for name, values in grid.items())
+        raise ValueError(f"{sizes} = {frames} frames, but at most {max_frames} are allowed: give fewer values")
+    for what, given in (("labels", labels), ("start", start)):
+        unknown = set(given) - set(grid)
+        if unknown:
+            raise ValueError(f"{what} names unknown parameters {sorted(unknown)}; known: {', '.join(grid)}")
+    for name, value in start.items():
+        if value not in grid[name]:
+            raise ValueError(f"start of {name!r} must be one of {grid[name]}, got {value!r}")
+    if not callable(alt) and not str(alt).strip():
+        raise ValueError("alt must say what the picture shows, got an empty text")
+
+
+class Explorer:
+    """Frames with their controls; displays itself in a notebook and on the built page.
+
+    Attributes:
+        settings: list of dicts, one a frame, the last parameter moving fastest.
+        frames: list of HTML texts, one a frame (None where not drawn yet).
+        widget: the ipywidget.
+    """
+
+    def __init__(self, draw, alt, labels, start, photo, live, grid):
+        self.draw, self.alt, self.grid, self.photo = draw, alt, grid, photo
+        self.labels = {name: labels.get(name, name) for name in grid}
+        self.settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        self.frames: list[str | None] = [None] * len(self.settings)
+        self.first = self.settings.index({name: start.get(name, values[0]) for name, values in grid.items()})
+        self._pictures: dict[int, bytes] = {}
+        self._errors: list[Exception] = []
+        if live:
+            self._frame(self.first)
+        else:
+            for index in range(len(self.settings)):
+                self._frame(index)
+            if len(self._errors) == len(self.settings):
+                raise self._errors[-1]
+        self.widget = self._live() if live else self._linked()
+
+    # ---- frames
+
+    def _words(self, setting: Mapping[str, Any]) -> str:
+        return ", ".join(f"{self.labels[name]} {_show(value)}" for name, value in setting.items())
+
+    def _frame(self, index: int) -> str:
+        """The frame's HTML, drawn on first use; a draw that raises gives a frame that says so."""
+        if self.frames[index] is None:
+            setting = self.settings[index]
+            try:
+                self.frames[index] = self._picture(index, setting)
+            except Exception as error:  # noqa: BLE001 - whatever a draw function raises belongs in its frame
+                self._errors.append(error)
+                message = html.escape(f"Nothing to show for {self._words(setting)}: {type(error).__name__}: {error}")
+                self.frames[index] = f'<p class="explore-error" role="note">{message}</p>'
+        return self.frames[index]
+
+    def _picture(self, index: int, setting: Mapping[str, Any]) -> str:
+        import matplotlib.pyplot as plt
+
+        opened = set(plt.get_fignums())
+        try:
+            drawn = self.draw(**setting)
+            figure = plt.gcf() if drawn is None else getattr(drawn, "figure", drawn)
+            if not hasattr(figure, "savefig"):
+                raise TypeError(f"draw must return a matplotlib figure or None, got {type(drawn).__name__}")
+            mime, data = encode(figure)
+            if index == self.first:
+                png = io.BytesIO()
+                figure.savefig(png, format="png", dpi=_DPI, facecolor="white")
+                self._pictures[index] = png.getvalue()
+            width, height = (round(side * _DPI) for side in figure.get_size_inches())
+        finally:
+            for number in set(plt.get_fignums()) - opened:
+                plt.close(number)
+        text = self.alt(**setting) if callable(self.alt) else f"{self.alt} Setting: {self._words(setting)}."
+        kind = "explore-frame photo" if self.photo else "explore-frame"
+        source = base64.b64encode(data).decode()
+        return (f'<img class="{kind}" alt="{html.escape(text, quote=True)}" width="{width}" height="{height}" '
+                f'style="width:100%;max-width:640px;height:auto" src="data:{mime};base64,{source}">')
+
+    # ---- widgets
+
+    def _controls(self) -> list:
+        import ipywidgets as w
+
+        controls = []
+        for name, values in self.grid.items():
+            number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+            kind = w.SelectionSlider if number and len(values) > 1 else w.Dropdown
+            options = [(_show(value), index) for index, value in enumerate(values)]
+            at = values.index(self.settings[self.first][name])
+            extra = {"continuous_update": True} if kind is w.SelectionSlider else {}
+            controls.append(kind(options=options, index=at, description=self.labels[name],
+                                 style={"description_width": "initial"}, layout=w.Layout(width="auto"), **extra))
+        return controls
+
+    def _linked(self):
+        """Stacks of frames, one level a parameter, each level's selected index linked to its control in the browser."""
+        import ipywidgets as w
+
+        controls = self._controls()
+        level = [w.HTML(frame) for frame in self.frames]
+        for control, values in zip(reversed(controls), reversed(list(self.grid.values())), strict=True):
+            size = len(values)
+            level = [w.Stack(level[i:i + size], selected_index=control.index) for i in range(0, len(level), size)]
+            for stack in level:
+                w.jslink((control, "index"), (stack, "selected_index"))
+        return self._box(controls, level[0])
+
+    def _live(self):
+        """One frame that a kernel exchanges; needs nothing newer than ipywidgets 7."""
+        import ipywidgets as w
+
+        controls = self._controls()
+        picture = w.HTML(self._frame(self.first))
+        sizes = [len(values) for values in self.grid.values()]
+
+        def update(_):
+            index = 0
+            for control, size in zip(controls, sizes, strict=True):
+                index = index * size + control.index
+            picture.value = self._frame(index)
+
+        for control in controls:
+            control.observe(update, "index")
+        return self._box(controls, picture)
+
+    @staticmethod
+    def _box(controls, picture):
+        import ipywidgets as w
+
+        box = w.VBox([w.VBox(controls), picture])
+        box.add_class("explore")
+        return box
+
+    # ---- display
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        bundle = {"text/plain": f"Explorer of {', '.join(self.labels.values())}",
+                  "application/vnd.jupyter.widget-view+json":
+                      {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}}
+        if self.first in self._pictures:  # for PDF and GitHub, which cannot show the widget
+            bundle["image/png"] = base64.b64encode(self._pictures[self.first]).decode()
+        display(bundle, raw=True)
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,256 @@
+"""How it looks: one figure style for the whole book.
+
+Figures are drawn on white, so that they read in any notebook; in the book's dark mode the page inverts their lightness
+and keeps their hues (``book/_static/fedbook.css``). Colours are those of Okabe and Ito, which the colour-blind can tell
+apart, and every method or layer keeps its own throughout. Lines also differ in dash and are labelled directly.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+
+INK, GRID = "#222222", "#d9d9d9"
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "#444444", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"
+BROWN, OLIVE, VIOLET, GREY = "#8c564b", "#8a8d00", "#7a5195", "#8a8a8a"
+
+# One colour and one dash for each thing the book compares, whatever the chapter calls it.
+_STYLES = {
+    ("none", "fedavg", "plain", "vanilla"): (BLACK, "-"),
+    ("ln", "layer", "fedln", "fedavg + ln"): (BLUE, "-"),
+    ("fn", "feature", "fedfn", "fedavg + fn"): (RED, "-"),
+    ("gn", "group", "fedgn", "fedavg + gn"): (GREEN, "--"),
+    ("bn", "batch", "fedavg + bn"): (PINK, "--"),
+    ("fedbn",): (PINK, ":"),
+    ("fedyogi",): (ORANGE, "-."),
+    ("fedadam",): (ORANGE, ":"),
+    ("fedavgm",): (ORANGE, "--"),
+    ("fedexp",): (VIOLET, "-."),
+    ("fedprox",): (SKY, "--"),
+    ("scaffold",): (SKY, "-."),
+    ("fedlc",): (BROWN, "--"),
+    ("fedrs",): (BROWN, ":"),
+    ("feddecorr",): (OLIVE, "--"),
+    ("centralised", "central", "pooled"): (GREY, ":"),
+}
+_BY_NAME = {name: style for names, style in _STYLES.items() for name in names}
+_OTHERS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, VIOLET, OLIVE, BROWN, BLACK)
+
+RC = {
+    "figure.figsize": (6.4, 3.8), "figure.dpi": 100, "figure.constrained_layout.use": True,
+    "figure.facecolor": "white", "savefig.facecolor": "white",
+    "font.size": 11, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
+    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11,
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": GRID, "grid.linewidth": 0.8, "lines.linewidth": 2.0, "lines.markersize": 6,
+    "legend.frameon": False, "legend.fontsize": 10,
+    "axes.prop_cycle": mpl.cycler(color=_OTHERS), "image.cmap": "cividis",
+}
+
+
+def use() -> None:
+    """Draw everything from here on in the book's style; in a notebook also at twice the resolution."""
+    mpl.rcParams.update(RC)
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:  # no notebook
+        return
+    from IPython import get_ipython
+
+    if get_ipython() is not None:
+        set_matplotlib_formats("retina")
+
+
+@contextmanager
+def style():
+    """The book's style inside a ``with`` block only."""
+    with mpl.rc_context(RC):
+        yield
+
+
+def colour(name: str) -> str:
+    """The colour that a method or layer has in the whole book; others get a fixed one made from their name."""
+    return line_style(name)["color"]
+
+
+def line_style(name: str) -> dict[str, str]:
+    """Keyword arguments for ``ax.plot``: colour and dash of a method or layer."""
+    key = str(name).strip().lower()
+    if key not in _BY_NAME:
+        return {"color": _OTHERS[sum(key.encode()) % len(_OTHERS)], "linestyle": "-"}
+    shade, dash = _BY_NAME[key]
+    return {"color": shade, "linestyle": dash}
+
+
+def label_lines(ax, *, gap: float = 1.15, pad: float = 0.015, **text: Any) -> None:
+    """Write each line's label at its right end, in its colour, instead of a legend; labels push one another apart.
+
+    Args:
+        ax: axes whose labelled lines are finished (labels that begin with ``_`` are left out).
+        gap: least distance between two labels, in line heights.
+        pad: distance from the axes' right edge, in axes widths.
+        **text: passed to ``ax.text``.
+    """
+    lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_") and len(line.get_xdata())]
+    ends = []
+    for line in lines:
+        heights = np.asarray(line.get_ydata(), dtype=float)
+        heights = heights[np.isfinite(heights)]
+        if heights.size:
+            point = ax.transData.transform((ax.get_xlim()[0], heights[-1]))
+            ends.append((ax.transAxes.inverted().transform(point)[1], line))
+    if not ends:
+        return
+    size = text.pop("fontsize", mpl.rcParams["legend.fontsize"])
+    points = mpl.font_manager.FontProperties(size=size).get_size_in_points()
+    height = ax.figure.get_size_inches()[1] * ax.get_position().height * 72
+    at = _spread(np.array([end for end, _ in ends]), gap * points / height)
+    for where, (_, line) in zip(at, ends, strict=True):
+        ax.text(1 + pad, where, line.get_label(), color=line.get_color(), transform=ax.transAxes, va="center",
+                fontsize=size, **text)
+
+
+def _spread(at: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """Heights moved as little as their order allows so that neighbours keep ``gap`` and stay in [low, high]."""
+    order = np.argsort(at, kind="stable")
+    steps = gap * np.arange(len(at))
+    # With z = sorted heights − steps the task is isotonic regression: pool neighbours that are out of order.
+    blocks: list[list[float]] = []
+    for value in np.clip(at[order], low, high) - steps:
+        blocks.append([value])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    moved = np.concatenate([[np.mean(block)] * len(block) for block in blocks]) + steps
+    if moved[-1] > high:
+        moved -= min(moved[-1] - high, max(moved[0] - low, 0))
+    if moved[0] < low:
+        moved += min(low - moved[0], max(high - moved[-1], 0))
+    out = np.empty(len(at))
+    out[order] = moved
+    return out
+
+
+def band(ax, x: Any, values: Any, label: str, color: str | None = None, **line: Any) -> None:
+    """Mean over seeds as a line, mean ± one sample standard deviation as a band.
+
+    Args:
+        ax: axes.
+        x: (points,).
+        values: (seeds, points) or (points,); NaN where a run has no value.
+        label: name of the line; its colour and dash follow :func:`line_style`.
+        color: overrides the colour.
+        **line: passed to ``ax.plot``.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    x = np.asarray(x, dtype=float)
+    if values.shape[1] != x.size:
+        raise ValueError(f"values must be (seeds, {x.size}) for {x.size} points, got {values.shape}")
+    alive = np.isfinite(values)
+    count = alive.sum(0)
+    total = np.where(alive, values, 0).sum(0)
+    mean = np.divide(total, count, out=np.full(x.size, np.nan), where=count > 0)
+    squares = np.where(alive, (values - mean) ** 2, 0).sum(0)
+    spread = np.sqrt(np.divide(squares, count - 1, out=np.zeros(x.size), where=count > 1))
+    look = {**line_style(label), **({"color": color} if color else {}), **line}
+    ax.plot(x, mean, label=label, **look)
+    if values.shape[0] > 1:
+        ax.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def curves(runs: Mapping[str, Any], x: str = "round", y: str = "accuracy", *, ax=None, direct: bool = True,
+           scale: float = 1.0, xlabel: str | None = None, ylabel: str | None = None):
+    """Training curves, one line a method, mean and spread over its seeds.
+
+    Args:
+        runs: label to a Run, to a DataFrame with columns ``x`` and ``y``, or to a list of either, one a seed.
+        x: column along the bottom.
+        y: column shown; rows without a value are left out.
+        ax: axes; default a new figure's.
+        direct: label lines at their ends rather than by a legend.
+        scale: factor on ``y`` (100 turns fractions into per cent).
+        xlabel: words along the bottom; default ``x``.
+        ylabel: words along the side; default ``y``.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: no runs, or a run without one of the columns.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one label, got none")
+    ax = plt.subplots()[1] if ax is None else ax
+    for label, given in runs.items():
+        frames = [getattr(run, "history", run) for run in (given if isinstance(given, (list, tuple)) else [given])]
+        for frame in frames:
+            missing = [column for column in (x, y) if column not in frame]
+            if missing:
+                raise ValueError(f"run {label!r} has no column {missing[0]!r}; it has {', '.join(map(str, frame))}")
+        series = [frame[[x, y]].dropna().groupby(x)[y].last() for frame in frames]
+        points = sorted(set(itertools.chain.from_iterable(one.index for one in series)))
+        band(ax, points, [one.reindex(points).to_numpy() * scale for one in series], label)
+    ax.set_xlabel(xlabel or x)
+    ax.set_ylabel(ylabel or y)
+    ax.margins(x=0)
+    if direct:
+        label_lines(ax)
+    else:
+        ax.legend()
+    return ax
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def partition(parts: Sequence[Any], labels: Any, num_classes: int, *, ax=None, classes: Iterable[str] | None = None,
+              color: str = BLUE):
+    """Who holds what: clients along the bottom, classes up the side, the area of a dot is the number of examples.
+
+    More than 40 clients are shown as a heat map of shares of each client's examples instead.
+
+    Args:
+        parts: one index tensor or array a client.
+        labels: (N,) class of each example.
+        num_classes: number of classes C.
+        ax: axes; default a new figure's.
+        classes: names of the classes; default their numbers.
+        color: of the dots.
+
+    Returns:
+        The axes.
+    """
+    if not len(parts):
+        raise ValueError("parts must hold at least one client, got none")
+    labels = _array(labels)
+    counts = np.stack([np.bincount(labels[_array(part)], minlength=num_classes) for part in parts])
+    if counts.shape[1] != num_classes:
+        raise ValueError(f"labels reach class {counts.shape[1] - 1}, but num_classes is {num_classes}")
+    ax = plt.subplots(figsize=(6.4, 0.6 + 0.28 * max(num_classes, 8)))[1] if ax is None else ax
+    clients = len(parts)
+    if clients <= 40:
+        who, what = np.nonzero(counts)
+        side = min(5.2 / clients, 0.25) * 72  # points between two dots
+        ax.scatter(who, what, s=counts[who, what] / counts.max() * (0.95 * side) ** 2, color=color, linewidth=0)
+        ax.set_xlim(-0.7, clients - 0.3)
+        ax.set_ylim(-0.7, num_classes - 0.3)
+    else:
+        shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+        image = ax.imshow(shares.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=1,
+                          interpolation="nearest")
+        ax.figure.colorbar(image, ax=ax, label="share of the client's examples")
+        ax.grid(False)
+    ax.set_xlabel("client")
+    ax.set_ylabel("class")
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    if num_classes <= 20:
+        names = list(classes) if classes is not None else [str(c) for c in range(num_classes)]
+        ax.set_yticks(range(num_classes), names)
+    return ax
