@@ -12,17 +12,20 @@ arithmetic on K independent rows. How the rows get their gradients changes no nu
 from __future__ import annotations
 
 import copy
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from fedlib.data import augment, prepare
+
+STREAMS = 10  # of a GPU that clients are spread over
 
 Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 Transformation = Callable[[Tensor, Tensor, "Local"], Tensor]
@@ -43,7 +46,8 @@ class Layout:
 
     @staticmethod
     def _split(rows: Tensor, shapes: dict[str, torch.Size]) -> list[Tensor]:
-        columns = rows.split([shape.numel() for shape in shapes.values()], dim=-1)
+        ends = list(itertools.accumulate((shape.numel() for shape in shapes.values()), initial=0))
+        columns = [rows[..., a:b] for a, b in itertools.pairwise(ends)]
         return [c.reshape(*rows.shape[:-1], *shape) for c, shape in zip(columns, shapes.values(), strict=True)]
 
     def views(self, rows: Tensor) -> list[Tensor]:
@@ -175,7 +179,7 @@ class Trainer:
         engine: ``"clients"`` or ``"stacked"``.
         chunk: rows trained together by the stacked engine.
         workers: CPU threads that share the rows or chunks. The result has the same bits for any number of them.
-        autocast: dtype of CUDA autocast, or None.
+        autocast: dtype of autocast, or None.
     """
 
     def __init__(self, module: nn.Module, objective: Objective, direction: Sequence[Transformation], *,
@@ -190,6 +194,8 @@ class Trainer:
         self.dtype = next(module.parameters()).dtype
         # One module a worker: binding a module to a row changes the module, so threads must not share one.
         self.losses = [_LocalLoss(copy.deepcopy(module).train(), objective) for _ in range(workers)]
+        self.streams = [torch.cuda.Stream() for _ in range(STREAMS)] if images.is_cuda else []
+        self.graphs = _Graphs()
         self.pool = ThreadPoolExecutor(workers, "client", torch.set_num_threads, (1,)) if workers > 1 else None
 
     def __call__(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
@@ -198,27 +204,48 @@ class Trainer:
         Returns:
             (R,) the mean training loss of each row over its local steps.
         """
-        if self.engine == "stacked":
-            jobs = [slice(a, min(a + self.chunk, len(W))) for a in range(0, len(W), self.chunk)]
-            train = self._train_stacked
+        if W.is_cuda:
+            losses = self.graphs(self._train_on_streams, W, buffers, batches, local)
         else:
-            jobs = [slice(r, r + 1) for r in range(len(W))]
-            train = self._train_client
-        losses = W.new_zeros(len(W))
+            losses = self._train_on_threads(W, buffers, batches, local)
+        return losses / local.steps[:, 0].clamp(min=1)
 
-        # Every worker draws from the same queue; which worker trains a row changes no bit of it.
+    def _jobs(self, R: int) -> tuple[Callable, list[slice]]:
+        size = self.chunk if self.engine == "stacked" else 1
+        train = self._train_stacked if self.engine == "stacked" else self._train_client
+        return train, [slice(a, min(a + size, R)) for a in range(0, R, size)]
+
+    def _train_on_streams(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
+        """Rows or chunks side by side on CUDA streams: one client's small kernels leave most of a GPU idle."""
+        losses = W.new_zeros(len(W))
+        train, jobs = self._jobs(len(W))
+        main = torch.cuda.current_stream()
+        for stream in self.streams:
+            stream.wait_stream(main)
+        for number, rows in enumerate(jobs):
+            with torch.cuda.stream(self.streams[number % len(self.streams)]):
+                train(self.losses[0], rows, W, buffers, batches, local, losses)
+        for stream in self.streams:
+            main.wait_stream(stream)
+        return losses
+
+    def _train_on_threads(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
+        losses = W.new_zeros(len(W))
+        train, jobs = self._jobs(len(W))
         queue = iter(jobs)
 
-        def work(worker: int) -> None:
+        def work(loss_of: _LocalLoss) -> None:
+            # Every worker takes the next job when it is free; which worker trains a row changes no bit of it.
             for rows in queue:
-                train(self.losses[worker], rows, W, buffers, batches, local, losses)
+                train(loss_of, rows, W, buffers, batches, local, losses)
 
-        with one_thread(W.device):
-            if self.pool is None:
-                work(0)
-            else:
-                list(self.pool.map(work, range(self.workers)))
-        return losses / local.steps[:, 0].clamp(min=1)
+        self.map(work, self.losses)
+        return losses
+
+    def map(self, function: Callable, items: Iterable) -> list:
+        """``[function(item) for item in items]``, on the worker threads where there are any."""
+        with one_thread(self.images.device):
+            return list((self.pool.map if self.pool else map)(function, items))
 
     def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int, size: int) -> tuple[Tensor, Tensor]:
         """Images, float (..., B, C, H, W) on the device and channels-last, and labels (..., B) of one step."""
@@ -227,6 +254,11 @@ class Trainer:
         if batches.shift is not None:
             x = augment(x, batches.shift[rows, t, :size], batches.flip[rows, t, :size], self.padding)
         return prepare(x, self.mean, self.std, dtype=self.dtype), self.labels[index]
+
+    def precision(self) -> torch.autocast:
+        """The context of forward passes."""
+        # Without its cache, because cached casts would not be part of a CUDA graph.
+        return torch.autocast(self.images.device.type, self.autocast, self.autocast is not None, cache_enabled=False)
 
     def _step(self, G: Tensor, W: Tensor, local: Local) -> None:
         for transform in self.direction:
@@ -237,17 +269,18 @@ class Trainer:
                       local: Local, losses: Tensor) -> None:
         r, row, local = rows.start, W[rows], local.take(rows)
         parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
-        lr = local.lr.item() if self.plain else None
+        lr = -local.lr[0, 0] if W.is_cuda else -local.lr.item()  # a number is faster, but waits for the GPU
         for t, sizes in enumerate(batches.size):
             if not sizes[r]:
                 break
             x, y = self._batch(batches, r, t, sizes[r])
-            loss = loss_of(x, y, local.counts[0])
+            with self.precision():
+                loss = loss_of(x, y, local.counts[0])
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             losses[r] += loss.detach()
             if self.plain:
                 with torch.no_grad():
-                    torch._foreach_add_(parameters, gradients, alpha=-lr)
+                    torch._foreach_add_(parameters, torch._foreach_mul(gradients, lr))
             else:
                 self._step(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), row, local)
 
@@ -271,17 +304,69 @@ class Trainer:
         # Copies, because vmap's batch norm updates a buffer in place only if its rows are contiguous.
         stats = [b.clone() for b in self.layout.buffer_views(buffers[members])]
         names = [f"net.{name}" for name in (*self.layout.parameters, *self.layout.buffers)]
-        parameters = [v.requires_grad_() for v in self.layout.views(W.detach())]
+        # .data, unlike detach(), does not share a version counter with the rows that other threads are changing.
+        parameters = [v.requires_grad_() for v in self.layout.views(W.data)]
 
         def loss_of_row(tensors: list[Tensor], x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
             return torch.func.functional_call(loss_of, dict(zip(names, tensors, strict=True)), (x, y, counts))
 
-        loss = torch.vmap(loss_of_row, randomness="different")([*parameters, *stats], x, y, local.counts)
+        with self.precision():
+            loss = torch.vmap(loss_of_row, randomness="different")([*parameters, *stats], x, y, local.counts)
         gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
         self._step(torch.cat([g.flatten(1) for g in gradients], dim=1), W, local)
         if stats:
             buffers[members] = torch.cat([b.flatten(1) for b in stats], dim=1)
         return loss.detach()
+
+
+class _Graphs:
+    """Replays local training as one CUDA graph, since at these sizes launching kernels takes longer than running them.
+
+    A graph is captured for each pattern of shapes and batch sizes, the second time in a row that it is met: patterns
+    that change from round to round (unequal clients, epochs) are not worth capturing and run eagerly.
+    """
+
+    def __init__(self):
+        self.graph, self.key, self.inputs, self.losses = None, None, [], None
+
+    def __call__(self, train: Callable[..., Tensor], W: Tensor, buffers: Tensor, batches: Batches,
+                 local: Local) -> Tensor:
+        tensors = [W, buffers, *_leaves(batches), *_leaves(local)]
+        key = (str(batches.size), *[t.shape for t in tensors])
+        if key != self.key:
+            self.graph, self.key = None, key
+            return train(W, buffers, batches, local)
+        if self.graph is None:
+            self.inputs = [t.clone() for t in tensors]
+            rest = iter(self.inputs[2:])
+            static = (self.inputs[0], self.inputs[1], _with_leaves(batches, rest), _with_leaves(local, rest))
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.losses = train(*static)
+        for own, tensor in zip(self.inputs, tensors, strict=True):
+            own.copy_(tensor)
+        self.graph.replay()
+        W.copy_(self.inputs[0])
+        buffers.copy_(self.inputs[1])
+        return self.losses
+
+
+def _leaves(record: Batches | Local) -> list[Tensor]:
+    """The tensors of a dataclass, those in its dictionaries included, in order."""
+    values = [getattr(record, f.name) for f in fields(record)]
+    nested = [v for value in values for v in (value.values() if isinstance(value, dict) else [value])]
+    return [v for v in nested if isinstance(v, Tensor)]
+
+
+def _with_leaves(record: Batches | Local, tensors: Iterator[Tensor]) -> Batches | Local:
+    """The same dataclass with its tensors replaced by the next ones of ``tensors``."""
+
+    def swap(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: next(tensors) for name in value}
+        return next(tensors) if isinstance(value, Tensor) else value
+
+    return replace(record, **{f.name: swap(getattr(record, f.name)) for f in fields(record)})
 
 
 def _same(sizes: list[int], rows: slice) -> Iterator[tuple[int, slice | Tensor]]:

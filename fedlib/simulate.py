@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fedlib.algorithms import Algorithm, Update, fedavg
-from fedlib.cohort import Batches, Layout, Local, Trainer, cores, one_thread
+from fedlib.cohort import Batches, Layout, Local, Trainer, cores
 from fedlib.data import Data, prepare
 
 AUGMENTATIONS = ("crop", "flip", "flip+crop")
@@ -106,7 +106,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. What was chosen is in ``Run.config``.
         chunk: rows stacked together.
         workers: CPU threads; the number of cores when left out.
-        precision: ``"float32"``, ``"tf32"`` or ``"bf16"`` (autocast; both on a GPU only), ``"float64"``.
+        precision: ``"float32"``, ``"tf32"`` (on a GPU only), ``"bf16"`` (autocast: matrix products and convolutions in
+            bfloat16, weights and their sums in float32) or ``"float64"``.
         checkpoint: a file. It is written every ``checkpoint_every`` rounds (if given) and every
             ``checkpoint_minutes``; when it exists, the sweep continues from it and gives the result that an
             uninterrupted one gives, bit for bit on a CPU.
@@ -130,8 +131,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         if value not in accepted:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if precision in ("tf32", "bf16") and device.type != "cuda":
-        raise ValueError(f"precision {precision!r} needs a CUDA device, this run is on {device.type!r}")
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {device.type!r}")
     workers = 1 if device.type != "cpu" else cores() if workers is None else workers
     networks = _networks(model, [s["seed"] for s in settings], torch.float64 if precision == "float64" else torch.float32)
     engine = _choose_engine(networks[0], device, data) if engine == "auto" else engine
@@ -315,15 +316,18 @@ class _Federation:
             rights.append(self._correct(row, buffers, self.test_parts[k] if self.test_parts else None))
         return torch.cat(rights).mean().item(), sum(r.mean().item() for r in rights) / len(rights)
 
-    @torch.no_grad()
     def _correct(self, w: Tensor, buffers: Tensor, index: Tensor | None = None) -> Tensor:
         """(N,), 1.0 for each test image that the network in row ``w`` classifies correctly."""
         net = copy.deepcopy(self.net).to(self.device).eval()
         self.layout.bind(net, w, buffers)
         x, y = self.data.x_test, self.data.y_test
         x, y = (x, y) if index is None else (x[index], y[index])
-        batch = 100 if self.device.type == "cpu" else 2000
-        predictions = [net(prepare(b, *(self.normalisation or ()), dtype=w.dtype)).argmax(dim=1) for b in x.split(batch)]
+
+        def predict(images: Tensor) -> Tensor:
+            with torch.no_grad(), self.trainer.precision():  # both belong to a thread
+                return net(prepare(images, *(self.normalisation or ()), dtype=w.dtype)).argmax(dim=1)
+
+        predictions = self.trainer.map(predict, x.split(100 if self.device.type == "cpu" else 2000))
         return (torch.cat(predictions) == y).to(w.dtype)
 
     # --- all rounds ---
@@ -339,8 +343,7 @@ class _Federation:
             while self.t < rounds and not all(self.diverged):
                 self.round()
                 if self.t % self.config["evaluate_every"] == 0 or self.t == rounds:
-                    with one_thread(self.device):
-                        self.evaluate()
+                    self.evaluate()
                 bar.update()
                 self.seconds = before + time.monotonic() - start
                 due = every is not None and self.t % every == 0 or time.monotonic() - saved > 60 * minutes
@@ -364,7 +367,8 @@ class _Federation:
 
     def _identity(self) -> dict:
         """What must agree for a checkpoint to be continued."""
-        return {**self.config, "runs": self.settings, "start": self.start, "torch": torch.__version__,
+        free = {name: value for name, value in self.config.items() if name != "rounds"}  # more rounds may be asked for
+        return {**free, "runs": self.settings, "start": self.start, "torch": torch.__version__,
                 "network": {n: list(s) for n, s in {**self.layout.parameters, **self.layout.buffers}.items()}}
 
     def _state(self) -> dict:
@@ -397,8 +401,14 @@ class _Federation:
         if different:
             raise ValueError(f"checkpoint {path} belongs to another configuration ({'; '.join(different)}); "
                              "give this run another file, or delete that one to start anew")
+        if state["t"] > self.config["rounds"]:
+            raise ValueError(f"checkpoint {path} has {state['t']} rounds, more than the {self.config['rounds']} asked for")
         for name, value in state.items():
             setattr(self, name, value)
+        every = self.config["evaluate_every"]  # the last round of a shorter run is no line of a longer one
+        last = self.config["rounds"]
+        self.history = [[line for line in lines if line["round"] % every == 0 or line["round"] == last]
+                        for lines in self.history]
 
 
 def _order(rng: np.random.Generator, images: np.ndarray, batch_size: int, steps: int | None,
