@@ -220,7 +220,8 @@ class _Federation:
     def _draw_run(self, rng: np.random.Generator) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         N, K, c = len(self.parts), self.config["clients_per_round"], self.config
         clients = np.arange(N) if K == N else np.sort(rng.choice(N, K, replace=False))
-        return clients, [_order(rng, self.parts[k], c["batch_size"], c["local_steps"], c["local_epochs"]) for k in clients]
+        return clients, [local_batches(rng, self.parts[k], c["batch_size"], local_steps=c["local_steps"],
+                                       local_epochs=c["local_epochs"]) for k in clients]
 
     def _draw_augmentation(self, live: list[int], K: int, T: int, B: int) -> tuple[Tensor | None, Tensor | None]:
         if self.config["augment"] is None:
@@ -276,7 +277,7 @@ class _Federation:
 
     def _finite(self, live: Tensor, clients: Tensor, W: Tensor, losses: Tensor) -> Tensor:
         """(S,) which runs are still finite; the others are marked as diverged and keep the state they had."""
-        bad = ~(W.isfinite().all(dim=2) & losses.isfinite())
+        bad = ~(W.sum(dim=2).isfinite() & losses.isfinite())
         for s, row, who in zip(live.tolist(), bad.tolist(), clients.tolist(), strict=True):
             if any(row):
                 names = ", ".join(str(k) for k, b in zip(who, row, strict=True) if b)
@@ -411,17 +412,28 @@ class _Federation:
                         for lines in self.history]
 
 
-def _order(rng: np.random.Generator, images: np.ndarray, batch_size: int, steps: int | None,
-           epochs: int | None) -> list[np.ndarray]:
-    """The batches of one client in one round, as positions in the training set."""
+def local_batches(rng: np.random.Generator, images: np.ndarray, batch_size: int, *, local_steps: int | None = None,
+                  local_epochs: int | None = None) -> list[np.ndarray]:
+    """The batches of one client in one round, in order.
+
+    Round t of a run draws from ``np.random.default_rng([seed, t])``: first the cohort, then the batches of each of its
+    clients in turn. A loop that does the same trains on the same images.
+
+    Args:
+        images: positions of the client's images in the training set.
+        local_steps, local_epochs: exactly one of them; see :func:`sweep`.
+
+    Returns:
+        Arrays of positions.
+    """
     n = len(images)
-    if steps is None:
-        shuffled = [rng.permutation(images) for _ in range(epochs)]
+    if local_steps is None:
+        shuffled = [rng.permutation(images) for _ in range(local_epochs)]
         return [order[a:a + batch_size] for order in shuffled for a in range(0, n, batch_size)]
     B = min(batch_size, n)
     per_pass = n // B
-    shuffled = [rng.permutation(images) for _ in range(-(-steps // per_pass))]
-    return [order[B * i:B * (i + 1)] for order in shuffled for i in range(per_pass)][:steps]
+    shuffled = [rng.permutation(images) for _ in range(-(-local_steps // per_pass))]
+    return [order[B * i:B * (i + 1)] for order in shuffled for i in range(per_pass)][:local_steps]
 
 
 def _networks(model: nn.Module | Callable[[], nn.Module], seeds: list[int], dtype: torch.dtype) -> list[nn.Module]:

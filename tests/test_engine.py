@@ -8,24 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedlib import algorithms, simulate
-from fedlib.data import Data
+from fedlib import algorithms, norms, simulate
+from fedlib.algorithms import build
+from fedlib.cohort import Layout
+from fedlib.data import Data, from_arrays
 
-N, ROUNDS, LR, SEED = 5, 3, 0.1, 3
-SIZES = (24, 9, 17, 30, 11)
-
-
-def images(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randint(0, 256, (count, 8, 8, 2), generator=g, dtype=torch.uint8).permute(0, 3, 1, 2)
-    return x, torch.randint(0, 4, (count,), generator=g)
+N, ROUNDS, SEED, BATCH = 5, 3, 3, 8
+SIZES = (24, 9, 17, 30, 11)  # unequal, and not multiples of the batch
 
 
 @pytest.fixture(scope="module")
 def data() -> Data:
-    x, y = images(0, sum(SIZES))
-    x_test, y_test = images(1, 40)
-    return Data("noise", x, y, x_test, y_test, tuple("abcd"), mean=(0.4, 0.5), std=(0.3, 0.2))
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
+        return rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8), rng.integers(0, 4, count)
+
+    return from_arrays("noise", *split(sum(SIZES)), *split(40))
 
 
 @pytest.fixture(scope="module")
@@ -38,86 +37,231 @@ class Net(nn.Module):
 
     def __init__(self, norm: str):
         super().__init__()
-        layer = {"none": nn.Identity(), "batch": nn.BatchNorm2d(6), "layer": nn.GroupNorm(1, 6)}[norm]
-        if norm == "batch":
-            layer.num_batches_tracked = None
-        self.body = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), layer, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 7), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), norms.norm_layer(norm, 6, spatial=True), nn.ReLU(),
+                                  nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 7), nn.ReLU())
         self.head = nn.Linear(7, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(x))
 
 
-def vector(net: nn.Module) -> torch.Tensor:
-    return nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+def net(norm: str = "none") -> Net:
+    torch.manual_seed(0)
+    return Net(norm)
 
 
-def plain_loop(net: nn.Module, data: Data, parts: list, method: str, *, K: int = N, **work) -> nn.Module:
-    """Federated training as its papers' algorithm boxes say it, one client after the other."""
-    net = copy.deepcopy(net).double()
+def fed(data: Data, parts: list, method: str = "fedavg", norm: str = "none", **options) -> simulate.Run:
+    options = {"rounds": ROUNDS, "lr": 0.1, "seed": SEED, "batch_size": BATCH, "precision": "float64",
+               "progress": False, "device": "cpu", **options}
+    if not {"local_steps", "local_epochs"} & set(options):
+        options["local_epochs"] = 2
+    settings = options.pop("settings", {})
+    return simulate.run(net(norm), data, parts, build(method, **settings), **options)
+
+
+def everything(module: nn.Module) -> torch.Tensor:
+    return torch.cat([t.detach().flatten() for t in (*module.parameters(), *module.buffers())])
+
+
+def vector(module: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+def plain_loop(start: nn.Module, data: Data, parts: list, method: str, *, K: int, lr: float = 0.1, mu: float = 0.3,
+               clip: float | None = None, weight_decay: float = 0.0, lr_decay: float = 1.0, **work) -> nn.Module:
+    """Federated training as the papers' algorithm boxes say it, one client after the other."""
+    server = copy.deepcopy(start).double()
     x = data.x_train.double() / 255
-    c, c_k = torch.zeros_like(vector(net)), [torch.zeros_like(vector(net)) for _ in parts]
+    c, c_k = torch.zeros_like(vector(server)), [torch.zeros_like(vector(server)) for _ in parts]
     m, v = torch.zeros_like(c), torch.full_like(c, 1e-6)
     for t in range(ROUNDS):
-        rng = np.random.default_rng([SEED, t])
+        rng, rate = np.random.default_rng([SEED, t]), lr * lr_decay**t
         cohort = np.arange(N) if K == N else np.sort(rng.choice(N, K, replace=False))
-        w, n = vector(net), sum(len(parts[k]) for k in cohort)
+        w, n = vector(server), sum(len(parts[k]) for k in cohort)
         delta, dc = torch.zeros_like(w), torch.zeros_like(w)
-        buffers = {name: torch.zeros_like(b) for name, b in net.named_buffers()}
+        buffers = {name: torch.zeros_like(b) for name, b in server.named_buffers()}
         for k in cohort:
-            client = copy.deepcopy(net).train()
-            sgd = torch.optim.SGD(client.parameters(), lr=LR)
-            steps = simulate._order(rng, parts[k].numpy(), 8, work.get("local_steps"), work.get("local_epochs"))
-            for batch in steps:
-                loss = F.cross_entropy(client(x[batch]), data.y_train[batch])
-                if method == "fedprox":
-                    loss = loss + 0.5 * 0.3 * sum((p - q.detach()).square().sum() for p, q in
-                                                  zip(client.parameters(), net.parameters(), strict=True))
-                sgd.zero_grad()
-                loss.backward()
-                if method == "scaffold":
-                    offset = 0
-                    for p in client.parameters():
+            client = copy.deepcopy(server).train()
+            batches = simulate.local_batches(rng, parts[k].numpy(), BATCH, **work)
+            for batch in batches:
+                client.zero_grad()
+                F.cross_entropy(client(x[batch]), data.y_train[batch]).backward()
+                offset = 0
+                for p, q in zip(client.parameters(), server.parameters(), strict=True):
+                    if method == "fedprox":
+                        p.grad += mu * (p - q).detach()
+                    if method == "scaffold":
                         p.grad += (c - c_k[k])[offset:offset + p.numel()].view_as(p)
-                        offset += p.numel()
-                sgd.step()
+                    offset += p.numel()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(client.parameters(), clip)
+                with torch.no_grad():
+                    for p in client.parameters():
+                        p -= rate * (p.grad + weight_decay * p)
             moved = vector(client) - w
             delta += len(parts[k]) / n * moved
             for name, b in client.named_buffers():
                 buffers[name] += len(parts[k]) / n * b
-            if method == "scaffold":
-                new = c_k[k] - c - moved / (len(steps) * LR)
-                dc += (new - c_k[k]) / N
-                c_k[k] = new
+            new = c_k[k] - c - moved / (len(batches) * rate)
+            dc += (new - c_k[k]) / N
+            c_k[k] = new
         c = c + dc
         if method == "fedyogi":
             m = 0.9 * m + 0.1 * delta
             v = v - 0.01 * delta**2 * torch.sign(v - delta**2)
             delta = 0.01 * m / (v.sqrt() + 1e-3)
-        nn.utils.vector_to_parameters(w + delta, net.parameters())
-        for name, b in net.named_buffers():
+        nn.utils.vector_to_parameters(w + delta, server.parameters())
+        for name, b in server.named_buffers():
             b.copy_(buffers[name])
-    return net
-
-
-def final(run: simulate.Run) -> torch.Tensor:
-    net = run.model()
-    return torch.cat([t.flatten() for t in (*net.parameters(), *net.buffers())]).detach()
-
-
-METHODS = {"fedavg": algorithms.fedavg(), "fedprox": algorithms.fedprox(0.3), "scaffold": algorithms.scaffold(),
-           "fedyogi": algorithms.fedyogi()}
+    return server
 
 
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["fedavg", "fedprox", "scaffold", "fedyogi"])
 def test_equals_a_plain_loop(data, parts, method, norm, engine):
-    """Unequal clients, a cohort of 3 of 5, epochs with a partial last batch."""
-    torch.manual_seed(0)
-    net = Net(norm)
-    expected = plain_loop(net, data, parts, method, K=3, local_epochs=2)
-    got = simulate.run(net, data, parts, METHODS[method], rounds=ROUNDS, lr=LR, seed=SEED, batch_size=8, local_epochs=2,
-                       clients_per_round=3, precision="float64", engine=engine, progress=False, device="cpu")
-    reference = torch.cat([t.flatten() for t in (*expected.parameters(), *expected.buffers())]).detach()
-    assert (final(got) - reference).abs().max() < 1e-10
+    """Unequal clients, a cohort of 3 of 5, epochs that end in a partial batch."""
+    expected = plain_loop(net(norm), data, parts, method, K=3, local_epochs=2)
+    got = fed(data, parts, method, norm, clients_per_round=3, engine=engine,
+              settings={"mu": 0.3} if method == "fedprox" else {})
+    assert (everything(got.model()) - everything(expected)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("engine", ["clients", "stacked"])
+def test_equals_a_plain_loop_with_clip_decay_and_annealing(data, parts, engine):
+    """The clip acts on the corrected gradient and leaves the weight decay outside, as in SGD(weight_decay)."""
+    options = {"clip": 0.2, "weight_decay": 0.05, "lr_decay": 0.5, "local_steps": 4}
+    expected = plain_loop(net("layer"), data, parts, "scaffold", K=N, **options)
+    got = fed(data, parts, "scaffold", "layer", engine=engine, **options)
+    assert (everything(got.model()) - everything(expected)).abs().max() < 1e-10
+
+
+def test_fedbn_keeps_batch_norm_at_home(data, parts):
+    """Each client alone trains its own batch norm; the rest is averaged."""
+    own = [copy.deepcopy(net("batch")).double().train() for _ in range(N)]
+    x = data.x_train.double() / 255
+    for t in range(ROUNDS):
+        rng = np.random.default_rng([SEED, t])
+        for k in range(N):
+            sgd = torch.optim.SGD(own[k].parameters(), lr=0.1)
+            for batch in simulate.local_batches(rng, parts[k].numpy(), BATCH, local_steps=3):
+                sgd.zero_grad()
+                F.cross_entropy(own[k](x[batch]), data.y_train[batch]).backward()
+                sgd.step()
+        for name, _ in own[0].named_parameters():
+            if not name.startswith("body.1."):
+                mean = sum(len(parts[k]) / sum(SIZES) * own[k].get_parameter(name).detach() for k in range(N))
+                for k in range(N):
+                    own[k].get_parameter(name).data.copy_(mean)
+    test_parts = [torch.arange(8 * k, 8 * k + 8) for k in range(N)]
+    right = [(own[k].eval()(data.x_test[p].double() / 255).argmax(1) == data.y_test[p]).double() for k, p in
+             enumerate(test_parts)]
+    for engine in ("clients", "stacked"):
+        got = fed(data, parts, "fedbn", "batch", local_steps=3, engine=engine, test_parts=test_parts)
+        shared = [n for n, _ in own[0].named_parameters() if not n.startswith("body.1.")]
+        gap = max((got.model().get_parameter(n) - own[0].get_parameter(n)).abs().max().item() for n in shared)
+        assert gap < 1e-10
+        assert got.history["client_accuracy"].iloc[-1] == pytest.approx(torch.stack(right).mean().item())
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 99])
+def test_chunking_changes_nothing(data, parts, norm, chunk):
+    whole = fed(data, parts, "scaffold", norm, engine="clients")
+    chunked = fed(data, parts, "scaffold", norm, engine="stacked", chunk=chunk)
+    assert (everything(chunked.model()) - everything(whole.model())).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("engine", ["clients", "stacked"])
+def test_any_number_of_workers_gives_the_same_bits(data, parts, engine):
+    runs = [fed(data, parts, "fedprox", "batch", engine=engine, chunk=2, workers=workers, precision="float32",
+                augment="flip+crop", normalise=True) for workers in (1, 2, 3, 4)]
+    for run in runs[1:]:
+        assert torch.equal(everything(run.model()), everything(runs[0].model()))
+        assert run.history.equals(runs[0].history)
+
+
+def test_the_callers_thread_count_changes_no_bit_and_is_restored(data, parts):
+    before, finals = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            finals.append(everything(fed(data, parts, precision="float32", engine="stacked").model()))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*finals)
+
+
+@pytest.mark.parametrize("method", ["scaffold", "fedexp", "fedadam"])
+def test_a_sweep_gives_what_separate_runs_give(data, parts, method):
+    axes = {"lr": [0.05, 0.2], "weight_decay": [0.0, 0.1], "clip": [None, 0.5], "seed": [0, 7]}
+    common = {"rounds": 2, "batch_size": BATCH, "local_steps": 2, "clients_per_round": 3, "precision": "float64",
+              "progress": False, "device": "cpu"}
+    together = simulate.sweep(lambda: Net("batch"), data, parts, build(method), engine="stacked", chunk=7, **axes, **common)
+    assert [r.config["lr"] for r in together] == [0.05] * 8 + [0.2] * 8
+    for run in together[::3]:
+        one = {name: run.config[name] for name in axes}
+        alone = simulate.run(lambda: Net("batch"), data, parts, build(method), engine="clients", **one, **common)
+        assert (everything(run.model()) - everything(alone.model())).abs().max() < 1e-10
+        np.testing.assert_allclose(run.history.to_numpy(float), alone.history.to_numpy(float), rtol=1e-9)
+
+
+def test_augmentation_is_the_same_in_both_engines_and_does_something(data, parts):
+    plain, each, stacked = (fed(data, parts, augment=a, engine=e) for a, e in
+                            ((None, "clients"), ("flip+crop", "clients"), ("flip+crop", "stacked")))
+    assert (everything(each.model()) - everything(stacked.model())).abs().max() < 1e-10
+    assert (everything(each.model()) - everything(plain.model())).abs().max() > 1e-4
+
+
+def test_bf16_stays_close_to_float32(data, parts):
+    exact, coarse = (everything(fed(data, parts, precision=p).model()) for p in ("float32", "bf16"))
+    assert 0 < (exact - coarse).norm() / exact.norm() < 0.05
+
+
+def test_layout_is_a_bijection():
+    module = net("batch").double()
+    layout = Layout(module)
+    row, buffers = layout.read(module)
+    other = copy.deepcopy(module)
+    for t in (*other.parameters(), *other.buffers()):
+        t.data.zero_()
+    layout.bind(other, row, buffers)
+    assert torch.equal(everything(other), everything(module))
+    row += 1
+    assert torch.equal(vector(other), row)  # views, not copies
+    columns, buffer_columns = layout.columns({"body.1.weight", "body.1.running_var"}, torch.device("cpu"))
+    assert torch.equal(row[columns], other.get_parameter("body.1.weight"))
+    assert torch.equal(buffers[buffer_columns], other.get_buffer("body.1.running_var"))
+
+
+def test_history_says_what_happened(data, parts):
+    test_parts = [torch.arange(8 * k, 8 * k + 8) for k in range(N)]
+    run = fed(data, parts, "scaffold", "batch", clients_per_round=2, evaluate_every=2, test_parts=test_parts)
+    assert list(run.history["round"]) == [2, 3]
+    model = run.model()
+    right = (model(data.x_test.double() / 255).argmax(1) == data.y_test).double()
+    assert run.accuracy == pytest.approx(right.mean().item())
+    assert run.history["client_accuracy"].iloc[-1] == pytest.approx(np.mean([right[p].mean() for p in test_parts]))
+    parameters, statistics = sum(p.numel() for p in model.parameters()), 12
+    assert list(run.history["bytes_up"]) == [4 * 2 * (2 * parameters + statistics)] * 2  # the model and its control variate
+    assert run.config["engine"] in ("clients", "stacked") and run.diverged is None
+
+
+def test_loss_is_the_mean_over_steps_and_clients(data, parts):
+    """A learning rate too small to move anything leaves the loss of the initial network."""
+    run = fed(data, parts, lr=1e-12, rounds=1, local_epochs=1)
+    x, start = data.x_train.double() / 255, net().double()
+    batches = [b for p in parts for b in [p]]
+    expected, rng = 0.0, np.random.default_rng([SEED, 0])
+    for part in batches:
+        steps = simulate.local_batches(rng, part.numpy(), BATCH, local_epochs=1)
+        losses = [F.cross_entropy(start(x[b]), data.y_train[b]).item() for b in steps]
+        expected += len(part) / sum(SIZES) * np.mean(losses)
+    assert run.history["loss"].iloc[0] == pytest.approx(expected, rel=1e-8)
+
+
+def test_algorithms_are_found_by_name():
+    assert build("fedprox", mu=0.5).settings == {"mu": 0.5}
+    with pytest.raises(ValueError, match="fedexp"):
+        algorithms.build("fedmagic")

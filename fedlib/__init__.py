@@ -1,0 +1,25 @@
+"""Federated learning, layer by layer: models, partitions and algorithms for a cohort of clients on one machine.
+
+Each module answers one question::
+
+    data         what clients learn from          partition    who holds what
+    norms        what happens inside a layer      models       what is trained
+    cohort       many clients as one matrix       algorithms   how methods differ
+    simulate     the rounds                       measure      what we look at
+    claims       what a paper promised            plots        how it looks
+    explore      how a reader plays               chapter      what every chapter does
+
+    >>> import fedlib as fl
+    >>> data = fl.data.load("digits")
+    >>> parts = fl.partition.n_class(data.y_train, clients=10, n=1)
+    >>> run = fl.run(lambda: fl.models.slim_cnn(data.shape, 10, norm="layer"), data, parts, fl.algorithms.fedavg(),
+    ...              rounds=20, lr=0.03, local_steps=10)
+    >>> run.history  # doctest: +SKIP
+"""
+
+from fedlib import algorithms, chapter, claims, cohort, data, measure, models, norms, partition, plots
+from fedlib.explore import explore
+from fedlib.simulate import Run, run, sweep
+
+__all__ = ["Run", "algorithms", "chapter", "claims", "cohort", "data", "explore", "measure", "models", "norms",
+           "partition", "plots", "run", "sweep"]
