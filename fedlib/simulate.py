@@ -135,6 +135,7 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {device.type!r}")
     workers = 1 if device.type != "cpu" else cores() if workers is None else workers
     networks = _networks(model, [s["seed"] for s in settings], torch.float64 if precision == "float64" else torch.float32)
+    _check_network(networks[0], data)
     engine = _choose_engine(networks[0], device, data) if engine == "auto" else engine
     chunk = chunk or _chunk(len(settings) * K, workers)
     config = {"algorithm": algorithm.name, "settings": dict(algorithm.settings), "data": data.name,
@@ -172,6 +173,7 @@ class _Federation:
         self.stays, self.buffers_stay = self.layout.columns(algorithm.local(self.net), device)
         self.home = self.w[:, None, self.stays].repeat(1, N, 1)
         self.buffers_home = self.buffers[:, None, self.buffers_stay].repeat(1, N, 1)
+        self.batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
         self.personal = bool(len(self.stays) or len(self.buffers_stay))
         counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
         self.counts = torch.stack(counts).to(device, self.w.dtype)
@@ -214,6 +216,10 @@ class _Federation:
             for t, batch in enumerate(row):
                 index[r, t, :len(batch)] = batch
         size = [[len(row[t]) if t < len(row) else 0 for row in steps] for t in range(T)]
+        if self.batch_norm and any(1 in row for row in size):
+            row = next(row.index(1) for row in size if 1 in row)
+            raise ValueError(f"client {clients.flatten()[row]} would train on a batch of one image in round {self.t + 1}, "
+                             "which has no variance for batch norm; change batch_size, use local_steps, or another norm")
         shift, flip = self._draw_augmentation(live, len(steps) // len(live), T, B)
         return clients, Batches(torch.from_numpy(index).to(self.device), size, shift, flip)
 
@@ -369,7 +375,7 @@ class _Federation:
     def _identity(self) -> dict:
         """What must agree for a checkpoint to be continued."""
         free = {name: value for name, value in self.config.items() if name != "rounds"}  # more rounds may be asked for
-        return {**free, "runs": self.settings, "start": self.start, "torch": torch.__version__,
+        return {**free, "runs": self.settings, "start": self.start, "torch": str(torch.__version__),
                 "network": {n: list(s) for n, s in {**self.layout.parameters, **self.layout.buffers}.items()}}
 
     def _state(self) -> dict:
@@ -497,12 +503,26 @@ def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | N
             raise ValueError(f"clip must be positive, or None for no clipping, got {s['clip']!r}")
         if not isinstance(s["seed"], int) or s["seed"] < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {s['seed']!r}")
+    if not len(parts):
+        raise ValueError("parts must hold the images of at least one client, got none")
     if not 1 <= K <= len(parts):
         raise ValueError(f"clients_per_round must lie between 1 and the number of clients, {len(parts)}; got {K}")
     for name, split, images in (("parts", parts, data.x_train), ("test_parts", test_parts, data.x_test)):
         _check_parts(name, split, len(images))
     if test_parts is not None and len(test_parts) != len(parts):
         raise ValueError(f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} clients")
+
+
+def _check_network(net: nn.Module, data: Data) -> None:
+    """Refuse a network that does not fit the images or the classes."""
+    dtype = next(net.parameters()).dtype
+    try:
+        with torch.no_grad():
+            logits = copy.deepcopy(net).eval()(torch.zeros(1, *data.shape, dtype=dtype))
+    except RuntimeError as error:
+        raise ValueError(f"the network does not take the images of {data.name!r}, of shape {data.shape}: {error}") from error
+    if logits.shape != (1, data.num_classes):
+        raise ValueError(f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} classes")
 
 
 def _check_parts(name: str, parts: Sequence[Tensor] | None, images: int) -> None:

@@ -1,0 +1,269 @@
+"""What a run does when something goes wrong: bad arguments, divergence, interruption, a full disk."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import fedlib as fl
+from fedlib.data import from_arrays
+
+
+@pytest.fixture(scope="module")
+def data() -> fl.data.Data:
+    rng = np.random.default_rng(0)
+    return from_arrays("noise", rng.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8), np.arange(60) % 3,
+                       rng.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8), np.arange(30) % 3)
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[torch.Tensor]:
+    return list(torch.arange(60).split(15))
+
+
+def model(norm: str = "none") -> torch.nn.Module:
+    return fl.models.mlp((1, 4, 4), 3, norm=norm, hidden=(8,))
+
+
+def sweep(data, parts, algorithm=None, make=model, **options) -> list[fl.Run]:
+    options = {"rounds": 4, "lr": [0.1], "local_steps": 2, "batch_size": 5, "progress": False, "device": "cpu",
+               "evaluate_every": 1, **options}
+    return fl.sweep(make, data, parts, algorithm, **options)
+
+
+def weights(run: fl.Run) -> torch.Tensor:
+    return torch.cat([t.detach().flatten() for t in (*run.model().parameters(), *run.model().buffers())])
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"lr": [0.1, -0.1]}, "lr must be positive and finite, got -0.1"),
+    ({"lr": [math.nan]}, "lr must be positive and finite, got nan"),
+    ({"lr": []}, "at least one value"),
+    ({"weight_decay": [-1e-4]}, "weight_decay must be finite and not negative, got -0.0001"),
+    ({"clip": [0.0]}, "clip must be positive, or None for no clipping, got 0.0"),
+    ({"seed": [-1]}, "seed must be a whole number of at least 0, got -1"),
+    ({"lr_decay": 1.5}, re.escape("lr_decay must lie in (0, 1], got 1.5")),
+    ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
+    ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
+    ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
+    ({"workers": -2}, "workers must be a whole number of at least 1, got -2"),
+    ({"evaluate_every": 0}, "evaluate_every"),
+    ({"local_epochs": 1}, "either local_steps or local_epochs"),
+    ({"local_steps": None}, "either local_steps or local_epochs"),
+    ({"clients_per_round": 5}, "between 1 and the number of clients, 4; got 5"),
+    ({"engine": "warp"}, "engine must be one of 'auto', 'clients', 'stacked', got 'warp'"),
+    ({"augment": "mixup"}, "augment must be one of None, 'crop', 'flip', 'flip[+]crop', got 'mixup'"),
+    ({"precision": "int8"}, "precision must be one of"),
+    ({"precision": "tf32"}, "needs a CUDA device"),
+    ({"test_parts": [torch.arange(3)]}, "one index tensor per client, got 1 for 4 clients"),
+    ({"test_parts": [torch.tensor([99])] * 4}, re.escape("test_parts[0] must be a 1-D tensor of positions from 0 to 29")),
+])
+def test_bad_arguments_are_refused(data, parts, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(data, parts, **wrong)
+
+
+def test_bad_partitions_are_refused(data, parts):
+    with pytest.raises(ValueError, match="parts leaves client 2 without images"):
+        sweep(data, [parts[0], parts[1], torch.tensor([], dtype=torch.long)])
+    with pytest.raises(ValueError, match=re.escape("parts[0] must be a 1-D tensor of positions from 0 to 59")):
+        sweep(data, [torch.tensor([3, 60])])
+    with pytest.raises(ValueError, match="at least one client"):
+        sweep(data, [])
+
+
+def test_a_network_of_another_shape_says_so(data, parts):
+    with pytest.raises(ValueError, match=re.escape("(1, 4, 4)")):
+        sweep(data, parts, make=lambda: fl.models.mlp((1, 8, 8), 3, hidden=(8,)))
+    with pytest.raises(ValueError, match="2 logits, but 'noise' has 3 classes"):
+        sweep(data, parts, make=lambda: fl.models.mlp((1, 4, 4), 2, hidden=(8,)))
+
+
+def test_batch_norm_with_one_image_in_a_batch_says_so(data, parts):
+    with pytest.raises(ValueError, match="client 0 .* a batch of one image"):
+        sweep(data, parts, make=lambda: model("batch"), batch_size=7, local_steps=None, local_epochs=1)
+
+
+# --- divergence ---
+
+
+def test_a_diverging_run_stops_alone(data, parts):
+    with pytest.warns(UserWarning, match="diverged"):
+        fine, broken, also_fine = sweep(data, parts, lr=[0.1, 1e30, 0.2])
+    assert re.search(r"FedAvg with lr 1e\+30, seed 0 diverged in round 1: .* on client\(s\) [0-3]", broken.diverged)
+    assert len(broken.history) == 0 and math.isnan(broken.accuracy)
+    assert torch.isfinite(weights(broken)).all()  # the last finite state: where it started
+    for run, lr in ((fine, 0.1), (also_fine, 0.2)):
+        alone = sweep(data, parts, lr=[lr])[0]
+        assert run.diverged is None
+        pd.testing.assert_frame_equal(run.history, alone.history, rtol=1e-4)
+
+
+def test_a_run_that_diverges_late_keeps_its_history(data, parts):
+    def late(net, x, y, counts):
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        late.calls += 1
+        return loss * (math.nan if late.calls > 2 * 2 * 4 else 1.0)  # from round 3 on: 2 steps of 4 clients a round
+
+    late.calls = 0
+    with pytest.warns(UserWarning, match="diverged in round 3"):
+        run = sweep(data, parts, fl.algorithms.Algorithm("Late", objective=late), engine="clients", workers=1)[0]
+    assert list(run.history["round"]) == [1, 2]
+
+
+# --- interruption ---
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method, norm", [("scaffold", "layer"), ("fedbn", "batch"), ("fedexp", "none")])
+def test_an_interrupted_run_continues_bit_for_bit(data, parts, tmp_path, monkeypatch, method, norm):
+    """Client memory, local batch norm and server memory are part of a checkpoint."""
+    algorithm, options = fl.algorithms.build(method), {"seed": [0, 1], "clients_per_round": 2, "rounds": 6}
+    whole = sweep(data, parts, algorithm, lambda: model(norm), **options)
+    path = tmp_path / "deep" / "run.pt"
+
+    def stop_after_three(self):
+        if self.t == 3:
+            raise Stop
+        return original(self)
+
+    original = fl.simulate._Federation.round
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(fl.simulate._Federation, "round", stop_after_three)
+        sweep(data, parts, algorithm, lambda: model(norm), checkpoint=path, checkpoint_every=2, **options)
+    rounds = []
+    monkeypatch.setattr(fl.simulate._Federation, "round", lambda self: (rounds.append(self.t), original(self)))
+    continued = sweep(data, parts, algorithm, lambda: model(norm), checkpoint=path, checkpoint_every=2, **options)
+    assert rounds == [2, 3, 4, 5]
+    for a, b in zip(whole, continued, strict=True):
+        pd.testing.assert_frame_equal(a.history, b.history, check_exact=True)
+        assert torch.equal(weights(a), weights(b))
+
+
+SCRIPT = """
+import sys, time, torch, fedlib as fl
+data = fl.data.load("digits")
+parts = fl.partition.n_class(data.y_train, 10, 1)
+if len(sys.argv) > 2:  # slow enough to be killed in the middle
+    original = fl.simulate._Federation.round
+    fl.simulate._Federation.round = lambda self: (original(self), time.sleep(0.1))
+run = fl.run(lambda: fl.models.slim_cnn(data.shape, 10, norm="layer", width=4), data, parts, fl.algorithms.scaffold(),
+             rounds=30, lr=0.1, local_steps=2, batch_size=8, evaluate_every=3, progress=False, device="cpu",
+             checkpoint=sys.argv[1], checkpoint_every=2)
+print(run.history.to_csv(index=False, float_format="%.17g"))
+"""
+
+
+def test_kill_9_and_the_same_command(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+    def command(*arguments: str) -> list[str]:
+        return [sys.executable, str(script), *arguments]
+
+    whole = subprocess.run(command(str(tmp_path / "a.pt")), env=env, capture_output=True, text=True, check=True).stdout
+    victim = subprocess.Popen(command(str(tmp_path / "b.pt"), "slow"), env=env, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "b.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    reached = torch.load(tmp_path / "b.pt", weights_only=True)["state"]["t"]
+    assert 0 < reached < 30
+    again = subprocess.run(command(str(tmp_path / "b.pt")), env=env, capture_output=True, text=True, check=True).stdout
+    assert again == whole and whole.count("\n") > 10
+
+
+def test_more_rounds_continue_a_finished_run(data, parts, tmp_path):
+    options = {"checkpoint": tmp_path / "run.pt", "evaluate_every": 2}
+    sweep(data, parts, rounds=3, **options)
+    longer = sweep(data, parts, rounds=6, **options)[0]
+    whole = sweep(data, parts, rounds=6, evaluate_every=2)[0]
+    pd.testing.assert_frame_equal(longer.history, whole.history, check_exact=True)
+    with pytest.raises(ValueError, match="6 rounds, more than the 5"):
+        sweep(data, parts, rounds=5, **options)
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"lr": [0.2]}, "runs"), ({"batch_size": 4}, "batch_size: 5 there, 4 here"), ({"augment": "flip"}, "augment"),
+    ({"algorithm": fl.algorithms.fedprox()}, "algorithm: 'FedAvg' there, 'FedProx' here"),
+    ({"make": lambda: fl.models.mlp((1, 4, 4), 3, hidden=(9,))}, "network")])
+def test_a_checkpoint_of_another_configuration_is_refused(data, parts, tmp_path, change, named):
+    path = tmp_path / "run.pt"
+    sweep(data, parts, checkpoint=path)
+    with pytest.raises(ValueError, match=f"belongs to another configuration .*{named}"):
+        sweep(data, parts, checkpoint=path, **change)
+
+
+def test_a_checkpoint_of_other_data_is_refused(data, parts, tmp_path):
+    path = tmp_path / "run.pt"
+    sweep(data, parts, checkpoint=path)
+    with pytest.raises(ValueError, match="parts"):
+        sweep(data, parts[:3], checkpoint=path)
+
+
+def test_a_damaged_checkpoint_is_named(data, parts, tmp_path):
+    path = tmp_path / "run.pt"
+    sweep(data, parts, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=f"{path} cannot be read .* delete it"):
+        sweep(data, parts, checkpoint=path)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(data, parts, tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    original, saves = torch.save, []
+
+    def full_after_one(state, target):
+        saves.append(target)
+        if len(saves) > 1:
+            target.write_bytes(b"half a")
+            raise OSError(28, "No space left on device")
+        original(state, target)
+
+    monkeypatch.setattr(torch, "save", full_after_one)
+    with pytest.warns(UserWarning, match="No space left on device; the one before it is kept, training goes on"):
+        run = sweep(data, parts, checkpoint=path, checkpoint_every=2)[0]
+    assert len(run.history) == 4
+    assert torch.load(path, weights_only=True)["state"]["t"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+# --- results ---
+
+
+def test_seeds_differ_and_repeat(data, parts):
+    first, second = sweep(data, parts, seed=[0, 1])
+    again = sweep(data, parts, seed=[0, 1])[1]
+    assert not torch.equal(weights(first), weights(second))
+    assert torch.equal(weights(second), weights(again))
+
+
+def test_the_callers_random_state_is_left_alone(data, parts):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    sweep(data, parts)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_control_variates_really_update(data, parts):
+    """With SCAFFOLD's memory stuck at zero it would be FedAvg."""
+    plain, corrected = (sweep(data, parts, fl.algorithms.build(name))[0] for name in ("fedavg", "scaffold"))
+    assert (weights(plain) - weights(corrected)).abs().max() > 1e-3
