@@ -370,10 +370,11 @@ def _ours(row: pd.Series, every_preset: bool) -> list[str]:
 
 def summary(folder: str | Path = "results") -> str:
     """The scoreboard in one sentence: ``"Of 9 claims, 7 hold, 1 holds in part, 1 was not run."``"""
-    found = scoreboard(folder)["verdict"].value_counts()
-    if found.empty:
+    verdicts = scoreboard(folder)["verdict"].tolist()
+    if not verdicts:
         return "No claim has been put to the test yet."
     words = {"holds": ("holds", "hold"), "holds in part": ("holds in part", "hold in part"),
              "does not hold": ("does not hold", "do not hold"), "not run": ("was not run", "were not run")}
-    parts = [f"{found[kind]} {words[kind][found[kind] > 1]}" for kind in VERDICTS if kind in found]
-    return f"Of {found.sum()} claim{'s' * (found.sum() > 1)}, {', '.join(parts)}."
+    found = {kind: verdicts.count(kind) for kind in VERDICTS if kind in verdicts}
+    parts = [f"{count} {words[kind][count > 1]}" for kind, count in found.items()]
+    return f"Of {len(verdicts)} claim{'s' * (len(verdicts) > 1)}, {', '.join(parts)}."

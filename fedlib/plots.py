@@ -1,8 +1,9 @@
 """How it looks: one figure style for the whole book.
 
 Figures are drawn on white, so that they read in any notebook; in the book's dark mode the page inverts their lightness
-and keeps their hues (``book/_static/fedbook.css``). Colours are those of Okabe and Ito, which the colour-blind can tell
-apart, and every method or layer keeps its own throughout. Lines also differ in dash and are labelled directly.
+and keeps their hues (``book/_static/fedbook.css``). Colours follow Okabe and Ito's for the colour-blind, darkened
+where needed so that a label in its line's colour can be read on white. Every method or layer keeps its own throughout.
+Lines also differ in dash and are labelled directly.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 INK, GRID = "#222222", "#d9d9d9"
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "#444444", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"
-BROWN, OLIVE, VIOLET, GREY = "#8c564b", "#8a8d00", "#7a5195", "#8a8a8a"
+BLACK, BLUE, RED, GREEN, PINK = "#444444", "#0072b2", "#d55e00", "#00855f", "#b8488f"
+OCHRE, SLATE, VIOLET, BROWN, OLIVE, GREY = "#957300", "#64748b", "#6a51a3", "#8c564b", "#66700a", "#8a8a8a"
 
 # One colour and one dash for each thing the book compares, whatever the chapter calls it.
 _STYLES = {
@@ -28,19 +29,19 @@ _STYLES = {
     ("gn", "group", "fedgn", "fedavg + gn"): (GREEN, "--"),
     ("bn", "batch", "fedavg + bn"): (PINK, "--"),
     ("fedbn",): (PINK, ":"),
-    ("fedyogi",): (ORANGE, "-."),
-    ("fedadam",): (ORANGE, ":"),
-    ("fedavgm",): (ORANGE, "--"),
+    ("fedyogi",): (OCHRE, "-."),
+    ("fedadam",): (OCHRE, ":"),
+    ("fedavgm",): (OCHRE, "--"),
     ("fedexp",): (VIOLET, "-."),
-    ("fedprox",): (SKY, "--"),
-    ("scaffold",): (SKY, "-."),
+    ("fedprox",): (SLATE, "--"),
+    ("scaffold",): (SLATE, "-."),
     ("fedlc",): (BROWN, "--"),
     ("fedrs",): (BROWN, ":"),
     ("feddecorr",): (OLIVE, "--"),
     ("centralised", "central", "pooled"): (GREY, ":"),
 }
 _BY_NAME = {name: style for names, style in _STYLES.items() for name in names}
-_OTHERS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, VIOLET, OLIVE, BROWN, BLACK)
+_OTHERS = (BLUE, RED, GREEN, OCHRE, PINK, SLATE, VIOLET, OLIVE, BROWN, BLACK)
 
 RC = {
     "figure.figsize": (6.4, 3.8), "figure.dpi": 100, "figure.constrained_layout.use": True,

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
+from myst_nb.core.config import ipywidgets_js_factory
 from sphinx.util import logging
 
 from fedlib import claims
@@ -24,13 +27,16 @@ ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 VENDOR = BOOK / "_static" / "vendor"
 
-# package -> {prefix of its files: where they go below vendor/}
+# package -> {pattern of its files: where they go below vendor/}; html-manager looks for its fonts under its own name
 FILES = {
-    "@jupyter-widgets/html-manager": {"package/dist/embed-amd.js": "embed-amd.js"},
-    "requirejs": {"package/require.js": "require.js"},
+    "@jupyter-widgets/html-manager": {
+        "package/dist/embed-amd.js": ".",
+        "package/dist/*.woff2": "@jupyter-widgets/html-manager/dist",
+    },
+    "requirejs": {"package/require.js": "."},
     "mathjax": {
-        "package/es5/tex-mml-chtml.js": "mathjax/tex-mml-chtml.js",
-        "package/es5/output/chtml/fonts/woff-v2/": "mathjax/output/chtml/fonts/woff-v2/",
+        "package/es5/tex-mml-chtml.js": "mathjax",
+        "package/es5/output/chtml/fonts/woff-v2/*": "mathjax/output/chtml/fonts/woff-v2",
     },
 }
 log = logging.getLogger(__name__)
@@ -41,6 +47,7 @@ def setup(app):
     app.connect("config-inited", write_scoreboard)
     app.connect("config-inited", serve_scripts)
     app.connect("config-inited", drop_stale_notebooks)
+    app.connect("autodoc-process-signature", drop_addresses)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -66,16 +73,17 @@ def provenance_list(results: Path) -> str:
 
 
 def serve_scripts(app, config):
+    """Choose where widget pages get their scripts; ours stands between RequireJS and html-manager."""
+    ours = {"widgets.js": {}}
     try:
         fetch_scripts()
     except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
         log.info("fedbook: scripts come from their CDN, the site needs a network (npm: %s)", error)
+        require, embed = ipywidgets_js_factory().items()
+        config.nb_ipywidgets_js = dict([require, *ours.items(), embed])
         return
     config.mathjax_path = "vendor/mathjax/tex-mml-chtml.js"
-    config.nb_ipywidgets_js = {
-        "vendor/require.js": {},
-        "vendor/embed-amd.js": {"data-jupyter-widgets-cdn": "./"},
-    }
+    config.nb_ipywidgets_js = {"vendor/require.js": {}, **ours, "vendor/embed-amd.js": {}}
 
 
 def fetch_scripts():
@@ -96,14 +104,19 @@ def fetch_scripts():
 
 
 def extract(packed: Path, wanted: dict[str, str], licence: Path):
-    wanted = {**wanted, "package/LICENSE": licence.name}
     with tarfile.open(packed) as tar:
-        for member in tar.getmembers():
-            folder, _, name = member.name.rpartition("/")
-            to = wanted.get(member.name) or (wanted[folder + "/"] + name if folder + "/" in wanted else None)
-            if member.isfile() and to:
-                (VENDOR / to).parent.mkdir(parents=True, exist_ok=True)
-                (VENDOR / to).write_bytes(tar.extractfile(member).read())
+        for member in filter(tarfile.TarInfo.isfile, tar.getmembers()):
+            name = Path(member.name).name
+            targets = [VENDOR / to / name for glob, to in wanted.items() if fnmatch(member.name, glob)]
+            targets += [licence] if member.name == "package/LICENSE" else []
+            for target in targets:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(tar.extractfile(member).read())
+
+
+def drop_addresses(app, what, name, obj, options, signature, annotation):
+    """No signature where defaults are not Python, such as ``<function f at 0x7f..>``: it cannot be laid out."""
+    return ("", annotation) if signature and re.search("<function| at 0x", signature) else None
 
 
 def drop_stale_notebooks(app, config):

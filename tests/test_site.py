@@ -1,0 +1,252 @@
+"""The built site in a real browser, with no network: run `jupyter-book build . -W -n --keep-going` first."""
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlparse
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "_build" / "html"
+PAGES = [entry["file"] for entry in [{"file": yaml.safe_load((ROOT / "_toc.yml").read_text())["root"]},
+                                     *yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]]]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+# sphinx-thebe is loaded on every page and declares its variable twice; nothing uses it.
+HARMLESS = re.compile(r"THEBE_JS_URL")
+
+pytestmark = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built (see README.md)")
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; set $CHROMIUM to its path")
+
+
+class Page(HTMLParser):
+    """What the tests look at in a page: ids, links, pictures, widget views and widget state."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.ids, self.links, self.images, self.views, self.state = set(), [], [], set(), {}
+        self._script = None
+        self.feed((SITE / f"{name}.html").read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids.add(attrs.get("id"))
+        if tag == "a" and attrs.get("href"):
+            self.links.append(attrs["href"])
+        elif tag == "img":
+            self.images.append(attrs)
+        elif tag == "script":
+            self._script = attrs.get("type")
+
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self._script = None
+
+    def handle_data(self, data):
+        if self._script == "application/vnd.jupyter.widget-view+json":
+            self.views.add(json.loads(data)["model_id"])
+        elif self._script == "application/vnd.jupyter.widget-state+json":
+            self.state = json.loads(data)["state"]
+
+
+@functools.cache
+def read(name):
+    return Page(name)
+
+
+@pytest.fixture(scope="module")
+def server():
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            """No line for every request."""
+
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Tab:
+    """A browser tab that reaches nothing but the site and notes what went wrong."""
+
+    def __init__(self, browser, server, width=1280, dark=False):
+        self.server, self.errors, self.foreign = server, [], []
+        self.context = browser.new_context(viewport={"width": width, "height": 900},
+                                           color_scheme="dark" if dark else "light")
+        self.page = self.context.new_page()
+        self.page.route("**/*", self._route)
+        self.page.on("pageerror", lambda error: self._note(str(error)))
+        self.page.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
+        self.page.on("response", lambda answer: answer.status >= 400 and self._note(f"{answer.status} {answer.url}"))
+
+    def _note(self, text):
+        if not HARMLESS.search(text):
+            self.errors.append(text)
+
+    def _route(self, route):
+        url = route.request.url
+        if url.startswith((self.server, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.foreign.append(url)
+            route.abort()
+
+    def open(self, name):
+        self.page.goto(f"{self.server}/{name}.html", wait_until="load")
+        if read(name).views:
+            self.page.wait_for_selector(".jupyter-widgets", timeout=30000)
+        return self.page
+
+
+@pytest.fixture
+def tab(browser, server):
+    tabs = []
+
+    def make(**options):
+        tabs.append(Tab(browser, server, **options))
+        return tabs[-1]
+
+    yield make
+    for one in tabs:
+        one.context.close()
+
+
+def self_contained():
+    """Whether the scripts were copied into the site; without npm they come from their CDN."""
+    return (SITE / "_static" / "vendor" / "embed-amd.js").exists()
+
+
+def need_scripts(name):
+    if not self_contained() and (read(name).views or "MathJax" in (SITE / f"{name}.html").read_text(encoding="utf-8")):
+        pytest.skip("built without npm: this page's scripts come from a CDN")
+
+
+def test_index_leads_to_the_first_page():
+    assert PAGES[0] in (SITE / "index.html").read_text()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_weighs_at_most_3_mb(name):
+    assert (SITE / f"{name}.html").stat().st_size <= 3e6
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_widget_view_has_its_state(name):
+    assert read(name).views <= set(read(name).state)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_picture_has_a_text(name):
+    for image in read(name).images:
+        alt = image.get("alt") or ""
+        assert alt.strip() and not re.search(r"_images/|\.(png|svg|jpe?g)$", alt), image.get("src", "")[:80]
+    frames = [model["state"]["value"] for model in read(name).state.values() if model["model_name"] == "HTMLModel"]
+    for frame in frames:
+        assert re.search(r'<img [^>]*alt="[^"]+', frame) or "explore-error" in frame
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_internal_links_resolve(name):
+    for link in read(name).links:
+        if urlparse(link).scheme or link.startswith("//"):
+            continue
+        path, fragment = urldefrag(link)
+        target = (SITE / name).parent / unquote(path) if path else SITE / f"{name}.html"
+        assert target.exists(), link
+        if fragment and target.suffix == ".html" and "_modules" not in target.parts:
+            inside = target.resolve().relative_to(SITE.resolve()).with_suffix("").as_posix()
+            assert unquote(fragment) in read(inside).ids, link
+
+
+def test_no_notebook_failed():
+    assert not list((SITE / "reports").glob("**/*.log"))
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
+def test_page_loads_offline_without_errors(name, tab):
+    need_scripts(name)
+    one = tab()
+    page = one.open(name)
+    page.wait_for_load_state("networkidle")
+    assert one.errors == []
+    assert one.foreign == []
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
+def test_phone_does_not_scroll_sideways(name, tab):
+    need_scripts(name)
+    page = tab(width=390).open(name)
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
+def test_explorers_answer_to_the_keyboard(name, tab):
+    explorers = sum("explore" in (model["state"].get("_dom_classes") or []) for model in read(name).state.values())
+    if not explorers:
+        pytest.skip("no explorer on this page")
+    need_scripts(name)
+    page = tab().open(name)
+    assert page.locator(".explore").count() == explorers
+    for box in page.locator(".explore").all():
+        for handle in box.locator(".noUi-handle").all():
+            assert handle.get_attribute("aria-label")
+            shown, value = seen(box), handle.get_attribute("aria-valuetext")
+            handle.focus()
+            page.keyboard.press("ArrowLeft")
+            if seen(box) == shown:  # it stood at the first value
+                page.keyboard.press("ArrowRight")
+            page.wait_for_timeout(200)
+            assert seen(box) != shown
+            assert handle.get_attribute("aria-valuetext") != value
+        for menu in box.locator("select").all():
+            assert menu.evaluate("node => node.labels.length") == 1
+            shown = seen(box)
+            menu.focus()
+            last = menu.evaluate("node => node.selectedIndex == node.options.length - 1")
+            page.keyboard.press("ArrowUp" if last else "ArrowDown")
+            page.wait_for_timeout(200)
+            assert seen(box) != shown
+
+
+def seen(box):
+    """The frame that an explorer shows: its text and its picture."""
+    frame = box.locator(".explore-frame, .explore-error")
+    assert frame.count() == 1
+    return frame.evaluate("node => [node.alt || node.textContent, node.src || '']")
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
+def test_dark_mode_keeps_text_light_and_figures_readable(name, tab):
+    need_scripts(name)
+    page = tab(dark=True).open(name)
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    lightness = "node => getComputedStyle(node).color.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 765"
+    assert page.locator("article h1").first.evaluate(lightness) > 0.6
+    for label in page.locator(".explore .widget-label").all():
+        assert label.evaluate(lightness) > 0.5
+    for image in page.locator("article .cell_output img:not(.photo)").all():
+        assert "invert" in image.evaluate("node => getComputedStyle(node).filter")
