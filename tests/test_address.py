@@ -1,0 +1,70 @@
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location("address", ROOT / "book" / "address.py")
+address = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(address)
+
+REPEATED = """
+[badge](https://colab.research.google.com/github/old/book/blob/master/book/02_x.ipynb)
+pip install "git+https://github.com/old/book"
+git clone https://github.com/old/book
+[pages](https://old.github.io/book/book/intro.html)
+the authors' code: https://github.com/huawei-noah/Federated-Learning
+"""
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for path in [ROOT / "_config.yml", *address.files()]:
+        (tmp_path / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    return tmp_path
+
+
+def test_all_places_repeat_the_address_of_the_config():
+    assert address.differing() == {}
+
+
+def test_every_notebook_repeats_the_address():
+    owner, repo, branch = address.address()
+    for path in sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        assert f"git+https://github.com/{owner}/{repo}" in text, path.name
+        assert f"colab.research.google.com/github/{owner}/{repo}/blob/{branch}/book/{path.name}" in text, path.name
+
+
+def test_a_doctored_copy_is_found_and_mended(copy, capsys):
+    assert address.main(["--check"], copy) == 0
+    (copy / "book" / "intro.md").write_text(REPEATED)
+    assert address.main(["--check"], copy) == 1
+    assert "book/intro.md: has another address" in capsys.readouterr().out
+    assert (copy / "book" / "intro.md").read_text() == REPEATED
+    assert address.main([], copy) == 0
+    text = (copy / "book" / "intro.md").read_text()
+    assert "old" not in text and "master" not in text and "huawei-noah/Federated-Learning" in text
+    assert address.main(["--check"], copy) == 0
+
+
+def test_a_new_address_reaches_every_place(copy):
+    config = copy / "_config.yml"
+    config.write_text(re.sub("url: https://github.com/.*", "url: https://github.com/someone/else", config.read_text()))
+    before = {path: path.read_text() for path in address.files(copy)}
+    old = "/".join(address.address(ROOT)[:2])
+    assert address.main([], copy) == 0
+    for path, text in before.items():
+        assert f"github.com/{old}" not in path.read_text()
+        assert path.read_text().count("someone/else") == text.count(old)
+
+
+@pytest.mark.parametrize("url", ["https://github.com/owner/repo.git", "https://gitlab.com/owner/repo", "owner/repo"])
+def test_a_malformed_address_is_refused(copy, url):
+    config = copy / "_config.yml"
+    config.write_text(re.sub("url: https://github.com/.*", f"url: {url}", config.read_text()))
+    with pytest.raises(ValueError, match="repository: url: must be https://github.com/OWNER/REPOSITORY"):
+        address.main(["--check"], copy)

@@ -1,0 +1,59 @@
+import pytest
+import yaml
+
+from fedlib import chapter
+
+SPEC = {"preset": ("quick", "colab", "paper"), "rounds": chapter.integer(1), "lr": chapter.real(above=0),
+        "seeds": chapter.many(int), "clip": chapter.optional(chapter.real(above=0))}
+DEFAULTS = {"preset": "quick", "rounds": 30, "lr": 0.1, "seeds": [0, 1], "clip": None}
+
+
+def check(tmp_path=None, **injected):
+    """What a notebook does: set-up, parameters cell, the cell that papermill injects."""
+    namespace = {"np": object(), "_i1": "", "In": []}
+    chapter.begin(namespace)
+    namespace.update({**DEFAULTS, "_i2": "", **injected})
+    return chapter.check_parameters(namespace, chapter="02_x", params=tmp_path or "nowhere", **SPEC)
+
+
+def test_good_parameters_pass():
+    assert check() == "quick"
+    assert check(preset="paper", rounds=1, clip=1) == "paper"
+
+
+@pytest.mark.parametrize("injected, message", [
+    ({"round": 5}, "unknown parameter 'round' = 5; did you mean 'rounds'?"),
+    ({"zzz": 5}, "unknown parameter 'zzz' = 5; known parameters: clip, lr, preset, rounds, seeds"),
+    ({"np": 5}, "unknown parameter 'np' = 5"),
+    ({"preset": "papr"}, "parameter 'preset' must be one of 'quick', 'colab', 'paper', got 'papr'"),
+    ({"rounds": 0}, "parameter 'rounds' must be a whole number of at least 1, got 0"),
+    ({"rounds": True}, "parameter 'rounds' must be a whole number"),
+    ({"lr": float("nan")}, "parameter 'lr' must be a finite number above 0, got nan"),
+    ({"lr": "1e-3"}, "parameter 'lr' must be a finite number above 0, got '1e-3'"),
+    ({"seeds": []}, "parameter 'seeds' must be a list, not empty, each of a whole number, got"),
+    ({"seeds": [0.5]}, "parameter 'seeds' must be a list"),
+    ({"clip": -1}, "parameter 'clip' must be None or a finite number above 0, got -1"),
+])
+def test_bad_parameters_are_named(injected, message):
+    with pytest.raises(ValueError) as error:
+        check(**injected)
+    assert message in str(error.value)
+
+
+def test_begin_must_come_first():
+    with pytest.raises(RuntimeError, match="call begin"):
+        chapter.check_parameters(dict(DEFAULTS), chapter="02_x", **SPEC)
+
+
+def test_a_declared_parameter_needs_a_default():
+    namespace = {}
+    chapter.begin(namespace)
+    with pytest.raises(ValueError, match="parameter 'preset' is declared but has no default"):
+        chapter.check_parameters(namespace, chapter="02_x", **SPEC)
+
+
+def test_hand_picked_settings_are_called_custom(tmp_path):
+    (tmp_path / "02_x.quick.yaml").write_text(yaml.safe_dump(DEFAULTS))
+    assert check(tmp_path) == "quick"
+    assert check(tmp_path, seeds=(0, 1)) == "quick"
+    assert check(tmp_path, rounds=31) == "custom"

@@ -1,0 +1,115 @@
+"""What every notebook and the files around it must look like, without running anything."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+CHAPTERS = sorted(BOOK.glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+COMMANDS = ["pip install -r requirements.txt && jupyter-book build . -W -n --keep-going",
+            "pip install -r requirements.txt && pytest"]
+
+chapters = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+
+def load(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def code_cells(path):
+    return [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def tags(cell):
+    return cell["metadata"].get("tags", [])
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def parameters(path):
+    """Defaults of the parameters cell, which must be literals."""
+    (cell,) = [cell for cell in code_cells(path) if "parameters" in tags(cell)]
+    values = {}
+    for node in ast.parse(source(cell)).body:
+        (target,) = node.targets if isinstance(node, ast.Assign) else [node.target]
+        values[target.id] = ast.literal_eval(node.value)
+    return values
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stripped(path):
+    notebook = load(path)
+    assert "widgets" not in notebook["metadata"] and "papermill" not in notebook["metadata"]
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in code_cells(path):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        assert not {"execution", "papermill"} & set(cell["metadata"])
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+@chapters
+def test_chapter_opens_with_title_setup_parameters_check(path):
+    first = load(path)["cells"][0]
+    assert first["cell_type"] == "markdown" and source(first).startswith("# ")
+    setup, defaults, check = code_cells(path)[:3]
+    assert "google.colab" in source(setup) and "%pip install -q" in source(setup)
+    assert source(setup).rstrip().endswith("begin(globals())")
+    assert {"hide-cell", "hide-input"} & set(tags(setup))
+    assert tags(defaults) == ["parameters"]
+    assert re.search(r"check_parameters\(\s*globals\(\)", source(check))
+    assert [cell for cell in code_cells(path) if "parameters" in tags(cell)] == [defaults]
+
+
+@chapters
+def test_presets_name_declared_parameters_only(path):
+    defaults = parameters(path)
+    assert defaults["preset"] == "quick"
+    files = sorted((BOOK / "params").glob(f"{path.stem}.*.yaml"))
+    assert BOOK / "params" / f"{path.stem}.quick.yaml" in files
+    for file in files:
+        values = yaml.safe_load(file.read_text())
+        assert set(values) <= set(defaults), file.name
+        assert values["preset"] == file.name.split(".")[1]
+        if values["preset"] == "quick":
+            assert values == {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
+
+
+def test_preset_and_result_files_belong_to_a_chapter():
+    stems = {path.stem for path in CHAPTERS}
+    for file in [*(BOOK / "params").glob("*.yaml"), *(BOOK / "results").glob("*.json")]:
+        assert file.name.split(".")[0] in stems, file.name
+
+
+@chapters
+def test_claims_have_their_target(path):
+    text = "\n".join(source(cell) for cell in load(path)["cells"])
+    for file in (BOOK / "results").glob(f"{path.stem}.*.json"):
+        for claim in json.loads(file.read_text())["claims"]:
+            assert f"(claim-{claim['id']})=" in text, f"{file.name}: no target for {claim['id']}"
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    listed = re.findall(r"file: (\S+)", (ROOT / "_toc.yml").read_text())
+    assert {f"book/{path.stem}" for path in CHAPTERS} <= set(listed)
+    assert all(list(ROOT.glob(f"{entry}.*")) for entry in listed)
+
+
+def test_api_page_lists_every_module():
+    modules = {path.stem for path in (ROOT / "fedlib").glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"automodule:: fedlib\.(\w+)", (BOOK / "api.md").read_text())) == modules
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_and_ci_give_the_same_commands(command):
+    assert f"```bash\n{command}\n```" in (ROOT / "README.md").read_text()
+    assert f"run '{command}'" in (ROOT / ".ci" / "run").read_text()
+    assert command in (ROOT / ".github" / "workflows" / "book.yml").read_text()

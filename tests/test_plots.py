@@ -1,0 +1,72 @@
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedlib import plots
+
+matplotlib.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def axes():
+    yield
+    plt.close("all")
+
+
+def contrast_on_white(color):
+    channels = np.array(matplotlib.colors.to_rgb(color))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+
+
+def test_every_colour_can_be_read_on_white_and_has_one_look():
+    looks = set(plots._STYLES.values())
+    assert len(looks) == len(plots._STYLES)
+    assert all(contrast_on_white(color) >= 3 for color, _ in looks)
+
+
+def test_a_method_keeps_its_colour():
+    assert plots.colour("LN") == plots.colour("layer") == plots.colour(" FedLN ")
+    assert plots.colour("something new") == plots.colour("something new")
+
+
+@pytest.mark.parametrize("at", [[0.5, 0.5, 0.5], [0.99, 1.0, 0.98], [0.0, 0.01, 0.9], [0.2, 0.8, 0.5]])
+def test_labels_keep_their_order_and_distance(at):
+    moved = plots._spread(np.array(at), 0.1)
+    assert np.all(np.diff(np.sort(moved)) >= 0.1 - 1e-9)
+    assert np.array_equal(np.argsort(moved, kind="stable"), np.argsort(at, kind="stable"))
+    assert moved.min() >= -1e-9 and moved.max() <= 1 + 1e-9
+    np.testing.assert_allclose(plots._spread(np.array([0.2, 0.8]), 0.1), [0.2, 0.8])
+
+
+def test_band_is_mean_and_sample_spread_of_the_runs_still_alive():
+    ax = plt.subplots()[1]
+    plots.band(ax, [1, 2, 3], [[1, 2, 3], [3, 4, np.nan]], "LN")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 3, 3])
+    top = ax.collections[0].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(3 + 2**0.5)
+    with pytest.raises(ValueError, match=r"values must be \(seeds, 2\) for 2 points, got \(1, 3\)"):
+        plots.band(ax, [1, 2], [1, 2, 3], "LN")
+
+
+def test_curves_take_frames_runs_and_seeds():
+    frame = pd.DataFrame({"round": [0, 1], "accuracy": [0.1, 0.5]})
+    run = type("Run", (), {"history": frame})()
+    ax = plots.curves({"LN": [frame, run], "FN": frame}, scale=100)
+    assert [line.get_label() for line in ax.get_lines()] == ["LN", "FN"]
+    assert ax.lines[0].get_ydata()[1] == pytest.approx(50)
+    with pytest.raises(ValueError, match="run 'LN' has no column 'loss'; it has round, accuracy"):
+        plots.curves({"LN": frame}, y="loss")
+    with pytest.raises(ValueError, match="at least one label"):
+        plots.curves({})
+
+
+@pytest.mark.parametrize("clients", [5, 60])
+def test_partition_shows_every_client(clients):
+    labels = np.arange(600) % 10
+    ax = plots.partition(np.array_split(np.arange(600), clients), labels, 10)
+    assert ax.get_xlabel() == "client" and ax.get_ylabel() == "class"
+    with pytest.raises(ValueError, match="labels reach class 9, but num_classes is 5"):
+        plots.partition([np.arange(600)], labels, 5)
