@@ -65,7 +65,7 @@ def write_scoreboard(app, config):
 def provenance_list(results: Path) -> str:
     """One line for each recorded run."""
     lines = [
-        f"- [{name}]({name}), {preset}: {claims.provenance(result)}"
+        f"- [](/book/{name}.ipynb), {preset}: {claims.provenance(result)}"
         for name, presets in claims.load_results(results).items()
         for preset, result in presets.items() if preset in claims.PRESETS
     ]
