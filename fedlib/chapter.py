@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 _SNAPSHOT = "_fedlib_begin"
+_WHERE = {"save", "checkpoints"}  # parameters that say where things go, not what comes out
 _IPYTHON = re.compile(r"_i{0,3}|__+|_i?\d+|_[di]?h|_oh|In|Out|exit|quit|get_ipython|_exit_code|__\w+__|_fedlib_begin")
 
 
@@ -99,7 +100,8 @@ def check_parameters(namespace: dict[str, Any], *, chapter: str, params: str | P
             :func:`integer`, :func:`real`, :func:`many`, :func:`optional`. ``preset`` must be among them.
 
     Returns:
-        The name to save results under: the preset, or ``"custom"`` where any value differs from the preset's file.
+        The name to save results under: the preset, or ``"custom"`` where any value differs from the preset's file
+        (``save`` and ``checkpoints`` aside: they do not change a result).
 
     Raises:
         ValueError: an undeclared parameter (with the nearest known name), a missing one, or a value that is not
@@ -132,4 +134,5 @@ def _label(values: Mapping[str, Any], chapter: str, params: Path) -> str:
         return preset
     wanted = yaml.safe_load(file.read_text(encoding="utf-8"))
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return preset if all(name in given and given[name] == value for name, value in wanted.items()) else "custom"
+    same = all(name in given and given[name] == value for name, value in wanted.items() if name not in _WHERE)
+    return preset if same else "custom"

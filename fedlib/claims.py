@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 VERDICTS = ("holds", "holds in part", "does not hold", "not run")
-PRESETS = ("quick", "colab", "paper")
+PRESETS = ("quick", "cpu", "colab", "paper")
 MARKS = {"holds": "✓", "holds in part": "≈", "does not hold": "✗", "not run": "–"}
 _VOLATILE = ("made",)
 
@@ -196,7 +196,7 @@ def save_results(
 
     Args:
         name: chapter, for example ``"02_layer_normalization"``.
-        preset: ``quick``, ``colab``, ``paper``, or ``custom`` for hand-picked settings (git ignores those).
+        preset: ``quick``, ``cpu``, ``colab``, ``paper``, or ``custom`` for hand-picked settings (git ignores those).
         config: the settings of the run; ``data`` and ``rounds`` are shown under tables.
         claims: the chapter's claims with their verdicts.
         tables: name to DataFrame (or any mapping of columns).
@@ -303,8 +303,8 @@ def scoreboard(folder: str | Path = "results") -> pd.DataFrame:
 
     Returns:
         DataFrame indexed by claim id; columns chapter, statement, paper_says, then for each preset its measurement
-        (``quick``, ``colab``, ``paper``; text, empty where not run) and its verdict (``quick_verdict``, ...), then
-        ``largest``, the largest preset that was run (empty for none), and ``verdict``, the verdict it gave.
+        (``quick``, ``cpu``, ``colab``, ``paper``; text, empty where not run) and its verdict
+        (``quick_verdict``, ...), then ``largest``, the largest preset that was run (empty for none), and ``verdict``, the verdict it gave.
     """
     rows: dict[str, dict[str, str]] = {}
     for results in load_results(folder).values():

@@ -57,3 +57,12 @@ def test_hand_picked_settings_are_called_custom(tmp_path):
     assert check(tmp_path) == "quick"
     assert check(tmp_path, seeds=(0, 1)) == "quick"
     assert check(tmp_path, rounds=31) == "custom"
+
+
+def test_where_results_go_does_not_make_a_preset_custom(tmp_path):
+    (tmp_path / "02_x.quick.yaml").write_text(yaml.safe_dump({**DEFAULTS, "save": False}))
+    spec = {**SPEC, "save": bool}
+    namespace = {}
+    chapter.begin(namespace)
+    namespace.update(DEFAULTS, save=True)
+    assert chapter.check_parameters(namespace, chapter="02_x", params=tmp_path, **spec) == "quick"

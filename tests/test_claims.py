@@ -68,7 +68,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_bad_results_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="preset must be one of quick, colab, paper or custom, got 'papr'"):
+    with pytest.raises(ValueError, match="preset must be one of quick, cpu, colab, paper or custom, got 'papr'"):
         save(tmp_path, preset="papr")
     claim = Claim(**GOOD, verdict="holds")
     with pytest.raises(ValueError, match="must be unique"):
