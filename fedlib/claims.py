@@ -304,7 +304,8 @@ def scoreboard(folder: str | Path = "results") -> pd.DataFrame:
     Returns:
         DataFrame indexed by claim id; columns chapter, statement, paper_says, then for each preset its measurement
         (``quick``, ``cpu``, ``colab``, ``paper``; text, empty where not run) and its verdict
-        (``quick_verdict``, ...), then ``largest``, the largest preset that was run (empty for none), and ``verdict``, the verdict it gave.
+        (``quick_verdict``, ...), then ``largest``, the largest preset that was run (empty for none), and ``verdict``,
+        the verdict it gave.
     """
     rows: dict[str, dict[str, str]] = {}
     for results in load_results(folder).values():
