@@ -223,9 +223,9 @@ def fedrs(alpha: float = 0.5) -> Algorithm:
 
 
 def feddecorr(weight: float = 0.1) -> Algorithm:
-    """Cross-entropy + weight * ||K||_F^2 / d^2, K (d, d) the correlations of a batch's features (Shi et al. 2023, Eq. 6).
+    """Cross-entropy + weight * ||K||_F^2 / d^2, K (d, d) the correlations of a batch's features.
 
-    Needs a network with ``body`` and ``head``.
+    Shi et al. 2023, Eq. 6. Needs a network with ``body`` and ``head``.
     """
     _positive(weight=weight)
 
@@ -266,7 +266,8 @@ def _fraction(**values: float) -> None:
 
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-    f.__name__: f for f in (fedavg, fedprox, scaffold, fedavgm, fedadam, fedyogi, fedexp, fedlc, fedrs, feddecorr, fedbn)
+    f.__name__: f for f in (fedavg, fedprox, scaffold, fedavgm, fedadam, fedyogi, fedexp, fedlc, fedrs, feddecorr,
+                            fedbn)
 }
 
 

@@ -51,7 +51,7 @@ class Layout:
         return [c.reshape(*rows.shape[:-1], *shape) for c, shape in zip(columns, shapes.values(), strict=True)]
 
     def views(self, rows: Tensor) -> list[Tensor]:
-        """The parameters that lie in ``rows`` (..., P), each of shape (..., *its shape), sharing memory with it."""
+        """The parameters that lie in ``rows`` (..., P), each of shape ``(..., *its_shape)``, sharing memory with it."""
         return self._split(rows, self.parameters)
 
     def buffer_views(self, rows: Tensor) -> list[Tensor]:

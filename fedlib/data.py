@@ -223,7 +223,7 @@ LOADERS: dict[str, Callable[..., Data]] = {}  # name -> function (root, download
 
 
 def register(name: str) -> Callable:
-    """Decorator: make a function (root: Path, download: bool, **options) -> Data known to `load` as `name`."""
+    """Decorator: make a function ``(root: Path, download: bool, **options) -> Data`` known to `load` as `name`."""
     def add(loader):
         LOADERS[name] = loader
         return loader

@@ -42,16 +42,18 @@ class Classifier(nn.Module):
 class Style:
     """How the layers of an MLP or a CNN are put together; the keyword options of all builders but `resnet18`.
 
-    norm    none, feature, layer, group, batch or shift (`norms.norm_layer`)
-    where   the norm stands "after" the activation, as in arXiv 2308.09565, or "before" it
-    places  "every" layer has the norm, or the "last" hidden layer only. With "layer", "last" leaves mean shifts in
+    Attributes:
+        norm: none, feature, layer, group, batch or shift (see `norms.norm_layer`).
+        where: the norm stands "after" the activation, as in arXiv 2308.09565, or "before" it.
+        places: "every" layer has the norm, or the "last" hidden layer only. With "layer", "last" leaves mean shifts in
             the earlier layers: the reduced network of proposition 2. Default: "last" for feature, which by
             proposition 1 is the same network as "every"; "every" for the others.
-    affine  learnable scale and shift in layer, group and batch norms
-    groups  of the group norm
-    bias    biases in all convolutions and dense layers, the head included
-    slope   of the activation for negative inputs, >= 0: 0 is ReLU, more is LeakyReLU
-    eps     of the norms. Proposition 2 is exact for eps -> 0: a mean-variance norm's eps is not scaled with its input.
+        affine: learnable scale and shift in layer, group and batch norms.
+        groups: of the group norm.
+        bias: biases in all convolutions and dense layers, the head included.
+        slope: of the activation for negative inputs, >= 0: 0 is ReLU, more is LeakyReLU.
+        eps: of the norms. Proposition 2 is exact for eps -> 0: a mean-variance norm's eps does not scale with its
+            input.
     """
 
     norm: str = "none"

@@ -20,8 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["KINDS", "BatchNorm", "FeatureNorm", "GroupNorm", "MeanShift", "MeanVarNorm", "ScaleNorm", "check_choice",
-           "norm_layer"]
+__all__ = ["KINDS", "BatchNorm", "FeatureNorm", "MeanShift", "MeanVarNorm", "ScaleNorm", "check_choice", "norm_layer"]
 
 KINDS = ("none", "batch", "group", "layer", "feature", "shift")
 

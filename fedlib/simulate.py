@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -81,7 +80,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
           test_parts: Sequence[Tensor] | None = None, evaluate_every: int | None = None,
           device: str | torch.device | None = None, engine: str = "auto", chunk: int | None = None,
           workers: int | None = None, precision: str = "float32", checkpoint: str | os.PathLike | None = None,
-          checkpoint_every: int | None = None, checkpoint_minutes: float = 5.0, progress: bool | str = True) -> list[Run]:
+          checkpoint_every: int | None = None, checkpoint_minutes: float = 5.0,
+          progress: bool | str = True) -> list[Run]:
     """Every combination of ``lr``, ``weight_decay``, ``clip`` and ``seed``, trained together.
 
     Args:
@@ -103,7 +103,7 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         test_parts: one index tensor per client into the test images, for per-client accuracy.
         evaluate_every: rounds between evaluations; the last round is always evaluated. Default: 20 times in a run.
         device: default ``"cuda"`` where there is one.
-        engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. What was chosen is in ``Run.config``.
+        engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. ``Run.config`` has the choice.
         chunk: rows stacked together.
         workers: CPU threads; the number of cores when left out.
         precision: ``"float32"``, ``"tf32"`` (on a GPU only), ``"bf16"`` (autocast: matrix products and convolutions in
@@ -134,7 +134,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {device.type!r}")
     workers = 1 if device.type != "cpu" else cores() if workers is None else workers
-    networks = _networks(model, [s["seed"] for s in settings], torch.float64 if precision == "float64" else torch.float32)
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    networks = _networks(model, [s["seed"] for s in settings], dtype)
     _check_network(networks[0], data)
     engine = _choose_engine(networks[0], device, data) if engine == "auto" else engine
     chunk = chunk or _chunk(len(settings) * K, workers)
@@ -173,7 +174,6 @@ class _Federation:
         self.stays, self.buffers_stay = self.layout.columns(algorithm.local(self.net), device)
         self.home = self.w[:, None, self.stays].repeat(1, N, 1)
         self.buffers_home = self.buffers[:, None, self.buffers_stay].repeat(1, N, 1)
-        self.batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
         self.personal = bool(len(self.stays) or len(self.buffers_stay))
         counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
         self.counts = torch.stack(counts).to(device, self.w.dtype)
@@ -201,7 +201,15 @@ class _Federation:
         W, buffers = self.w[run], self.buffers[run]
         W[:, self.stays], buffers[:, self.buffers_stay] = self.home[run, client], self.buffers_home[run, client]
         local = self._local(run, client, batches)
-        losses = self.trainer(W, buffers, batches, local)
+        try:
+            losses = self.trainer(W, buffers, batches, local)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            alone = {k for row in batches.size for k, size in zip(client.tolist(), row, strict=True) if size == 1}
+            raise ValueError(f"client(s) {', '.join(map(str, sorted(alone)))} would train on a batch of one image in round "
+                             f"{self.t + 1}, which has no variance for batch norm; change batch_size, use local_steps "
+                             "instead of local_epochs, or take another norm") from error
         self._aggregate(live, local, W.view(S, K, -1), buffers.view(S, K, -1), losses.view(S, K))
         self.t += 1
 
@@ -216,10 +224,6 @@ class _Federation:
             for t, batch in enumerate(row):
                 index[r, t, :len(batch)] = batch
         size = [[len(row[t]) if t < len(row) else 0 for row in steps] for t in range(T)]
-        if self.batch_norm and any(1 in row for row in size):
-            row = next(row.index(1) for row in size if 1 in row)
-            raise ValueError(f"client {clients.flatten()[row]} would train on a batch of one image in round {self.t + 1}, "
-                             "which has no variance for batch norm; change batch_size, use local_steps, or another norm")
         shift, flip = self._draw_augmentation(live, len(steps) // len(live), T, B)
         return clients, Batches(torch.from_numpy(index).to(self.device), size, shift, flip)
 
@@ -234,8 +238,9 @@ class _Federation:
             return None, None
         rngs = [np.random.default_rng([self.settings[s]["seed"], self.t, 1]) for s in live]
         crop, mirror = "crop" in self.config["augment"], "flip" in self.config["augment"]
-        shift = [rng.integers(0, 2 * PADDING + 1, (K, T, B, 2)) if crop else np.full((K, T, B, 2), PADDING) for rng in rngs]
-        flip = [rng.random((K, T, B)) < 0.5 if mirror else np.zeros((K, T, B), bool) for rng in rngs]
+        size, centre = (K, T, B), np.full((K, T, B, 2), PADDING)
+        shift = [rng.integers(0, 2 * PADDING + 1, (*size, 2)) if crop else centre for rng in rngs]
+        flip = [rng.random(size) < 0.5 if mirror else np.zeros(size, bool) for rng in rngs]
         return (torch.from_numpy(np.concatenate(shift)).to(self.device),
                 torch.from_numpy(np.concatenate(flip)).to(self.device))
 
@@ -297,14 +302,13 @@ class _Federation:
     def evaluate(self) -> None:
         """Add a line to the history of every live run."""
         w = self.w if self.algorithm.readout is None else self.algorithm.readout(self.w, self.server_memory)
-        down = 4 * self.config["clients_per_round"] * self.algorithm.messages * (
-            self.layout.P - len(self.stays)) + 4 * self.config["clients_per_round"] * (
-            self.layout.Q - len(self.buffers_stay))
+        numbers = self.algorithm.messages * (self.layout.P - len(self.stays)) + self.layout.Q - len(self.buffers_stay)
+        sent = 4 * self.config["clients_per_round"] * numbers  # bytes of float32, each way
         for s in range(len(self.settings)):
             if self.diverged[s] is None:
                 pooled, by_client = self._accuracies(s, w[s])
                 self.history[s].append({"round": self.t, "loss": self.losses[s], "accuracy": pooled,
-                                        "client_accuracy": by_client, "bytes_down": down, "bytes_up": down})
+                                        "client_accuracy": by_client, "bytes_down": sent, "bytes_up": sent})
 
     def _accuracies(self, s: int, w: Tensor) -> tuple[float, float]:
         """Pooled accuracy, and the mean over clients of each one's own.
@@ -314,8 +318,8 @@ class _Federation:
         """
         if not self.personal:
             right = self._correct(w, self.buffers[s])
-            mean = math.nan if not self.test_parts else sum(right[p].mean().item() for p in self.test_parts) / len(self.parts)
-            return right.mean().item(), mean
+            by_client = [right[p].mean().item() for p in self.test_parts or ()]
+            return right.mean().item(), sum(by_client) / len(by_client) if by_client else math.nan
         rights = []
         for k in range(len(self.parts)):
             row, buffers = w.clone(), self.buffers[s].clone()
@@ -345,7 +349,7 @@ class _Federation:
             self._load(checkpoint)
         start, saved, before = time.monotonic(), time.monotonic(), self.seconds
         rounds = self.config["rounds"]
-        label = progress if isinstance(progress, str) else f"{self.algorithm.name}"
+        label = progress if isinstance(progress, str) else self.algorithm.name
         with tqdm(total=rounds, initial=self.t, desc=label, unit="round", leave=False, disable=not progress) as bar:
             while self.t < rounds and not all(self.diverged):
                 self.round()
@@ -409,7 +413,8 @@ class _Federation:
             raise ValueError(f"checkpoint {path} belongs to another configuration ({'; '.join(different)}); "
                              "give this run another file, or delete that one to start anew")
         if state["t"] > self.config["rounds"]:
-            raise ValueError(f"checkpoint {path} has {state['t']} rounds, more than the {self.config['rounds']} asked for")
+            raise ValueError(f"checkpoint {path} has {state['t']} rounds, more than the {self.config['rounds']} "
+                             "asked for")
         for name, value in state.items():
             setattr(self, name, value)
         every = self.config["evaluate_every"]  # the last round of a shorter run is no line of a longer one
@@ -477,7 +482,8 @@ def _digest(parts: Sequence[Tensor] | None) -> str | None:
 
 
 def _describe(setting: dict) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in setting.items() if value not in (None, 0.0) or name == "seed")
+    told = {name: value for name, value in setting.items() if value not in (None, 0.0) or name == "seed"}
+    return ", ".join(f"{name} {value:g}" for name, value in told.items())
 
 
 def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | None, settings: list[dict], K: int,
@@ -510,7 +516,8 @@ def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | N
     for name, split, images in (("parts", parts, data.x_train), ("test_parts", test_parts, data.x_test)):
         _check_parts(name, split, len(images))
     if test_parts is not None and len(test_parts) != len(parts):
-        raise ValueError(f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} clients")
+        raise ValueError(f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} "
+                         "clients")
 
 
 def _check_network(net: nn.Module, data: Data) -> None:
@@ -520,9 +527,11 @@ def _check_network(net: nn.Module, data: Data) -> None:
         with torch.no_grad():
             logits = copy.deepcopy(net).eval()(torch.zeros(1, *data.shape, dtype=dtype))
     except RuntimeError as error:
-        raise ValueError(f"the network does not take the images of {data.name!r}, of shape {data.shape}: {error}") from error
+        raise ValueError(f"the network does not take images of shape {data.shape}, as {data.name!r} has: "
+                         f"{error}") from error
     if logits.shape != (1, data.num_classes):
-        raise ValueError(f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} classes")
+        raise ValueError(f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} "
+                         "classes")
 
 
 def _check_parts(name: str, parts: Sequence[Tensor] | None, images: int) -> None:

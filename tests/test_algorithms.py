@@ -103,8 +103,9 @@ def test_fedexp_is_read_out_between_its_last_two_iterates():
 
 @pytest.mark.parametrize("make", [
     lambda: algorithms.fedprox(mu=-1), lambda: algorithms.fedprox(mu=math.nan), lambda: algorithms.fedlc(tau=0),
-    lambda: algorithms.fedrs(alpha=1.5), lambda: algorithms.feddecorr(weight=-0.1), lambda: algorithms.fedavgm(momentum=2),
-    lambda: algorithms.fedyogi(lr=math.inf), lambda: algorithms.fedadam(beta2=-0.1)])
+    lambda: algorithms.fedrs(alpha=1.5), lambda: algorithms.feddecorr(weight=-0.1),
+    lambda: algorithms.fedavgm(momentum=2), lambda: algorithms.fedyogi(lr=math.inf),
+    lambda: algorithms.fedadam(beta2=-0.1)])
 def test_bad_settings_are_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()

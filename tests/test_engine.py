@@ -198,7 +198,8 @@ def test_a_sweep_gives_what_separate_runs_give(data, parts, method):
     axes = {"lr": [0.05, 0.2], "weight_decay": [0.0, 0.1], "clip": [None, 0.5], "seed": [0, 7]}
     common = {"rounds": 2, "batch_size": BATCH, "local_steps": 2, "clients_per_round": 3, "precision": "float64",
               "progress": False, "device": "cpu"}
-    together = simulate.sweep(lambda: Net("batch"), data, parts, build(method), engine="stacked", chunk=7, **axes, **common)
+    together = simulate.sweep(lambda: Net("batch"), data, parts, build(method), engine="stacked", chunk=7, **axes,
+                              **common)
     assert [r.config["lr"] for r in together] == [0.05] * 8 + [0.2] * 8
     for run in together[::3]:
         one = {name: run.config[name] for name in axes}
@@ -244,7 +245,8 @@ def test_history_says_what_happened(data, parts):
     assert run.accuracy == pytest.approx(right.mean().item())
     assert run.history["client_accuracy"].iloc[-1] == pytest.approx(np.mean([right[p].mean() for p in test_parts]))
     parameters, statistics = sum(p.numel() for p in model.parameters()), 12
-    assert list(run.history["bytes_up"]) == [4 * 2 * (2 * parameters + statistics)] * 2  # the model and its control variate
+    # two clients, four bytes a number; the model and its control variate, and the batch-norm statistics once
+    assert list(run.history["bytes_up"]) == [2 * 4 * (2 * parameters + statistics)] * 2
     assert run.config["engine"] in ("clients", "stacked") and run.diverged is None
 
 

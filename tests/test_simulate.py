@@ -67,7 +67,7 @@ def weights(run: fl.Run) -> torch.Tensor:
     ({"precision": "int8"}, "precision must be one of"),
     ({"precision": "tf32"}, "needs a CUDA device"),
     ({"test_parts": [torch.arange(3)]}, "one index tensor per client, got 1 for 4 clients"),
-    ({"test_parts": [torch.tensor([99])] * 4}, re.escape("test_parts[0] must be a 1-D tensor of positions from 0 to 29")),
+    ({"test_parts": [torch.tensor([99])] * 4}, "test_parts.0. must be a 1-D tensor of positions from 0 to 29"),
 ])
 def test_bad_arguments_are_refused(data, parts, wrong, message):
     with pytest.raises(ValueError, match=message):
@@ -91,7 +91,7 @@ def test_a_network_of_another_shape_says_so(data, parts):
 
 
 def test_batch_norm_with_one_image_in_a_batch_says_so(data, parts):
-    with pytest.raises(ValueError, match="client 0 .* a batch of one image"):
+    with pytest.raises(ValueError, match=r"client\(s\) 0, 1, 2, 3 .* a batch of one image"):
         sweep(data, parts, make=lambda: model("batch"), batch_size=7, local_steps=None, local_epochs=1)
 
 
