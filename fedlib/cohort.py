@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedlib.data import augment, prepare
 
 STREAMS = 10  # of a GPU that clients are spread over
+TOGETHER = 512  # images of one client that are made ready at a time
 
 Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 Transformation = Callable[[Tensor, Tensor, "Local"], Tensor]
@@ -247,13 +248,25 @@ class Trainer:
         with one_thread(self.images.device):
             return list((self.pool.map if self.pool else map)(function, items))
 
-    def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int, size: int) -> tuple[Tensor, Tensor]:
-        """Images, float (..., B, C, H, W) on the device and channels-last, and labels (..., B) of one step."""
+    def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int | slice,
+               size: int) -> tuple[Tensor, Tensor]:
+        """Images, float (..., B, C, H, W) on the device and channels-last, and labels (..., B) of some steps."""
         index = batches.index[rows, t, :size]
         x = self.images[index].movedim(-1, -3)
         if batches.shift is not None:
             x = augment(x, batches.shift[rows, t, :size], batches.flip[rows, t, :size], self.padding)
         return prepare(x, self.mean, self.std, dtype=self.dtype), self.labels[index]
+
+    def _client_batches(self, batches: Batches, r: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one row in turn, several made at a time: threads wait for each other at every operation."""
+        sizes = [row[r] for row in batches.size]
+        steps = next((t for t, size in enumerate(sizes) if not size), len(sizes))
+        together = max(1, TOGETHER // batches.index.shape[2])
+        for start in range(0, steps, together):
+            some = slice(start, min(start + together, steps))
+            x, y = self._batch(batches, r, some, batches.index.shape[2])
+            for i, size in enumerate(sizes[some]):
+                yield x[i, :size], y[i, :size]
 
     def precision(self) -> torch.autocast:
         """The context of forward passes."""
@@ -269,20 +282,22 @@ class Trainer:
                       local: Local, losses: Tensor) -> None:
         r, row, local = rows.start, W[rows], local.take(rows)
         parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
-        lr = -local.lr[0, 0] if W.is_cuda else -local.lr.item()  # a number is faster, but waits for the GPU
-        for t, sizes in enumerate(batches.size):
-            if not sizes[r]:
-                break
-            x, y = self._batch(batches, r, t, sizes[r])
+        lr = None if W.is_cuda else local.lr.item()  # a number is faster, but would wait for the GPU
+        counts, total = local.counts[0], 0.0
+        for x, y in self._client_batches(batches, r):
             with self.precision():
-                loss = loss_of(x, y, local.counts[0])
+                loss = loss_of(x, y, counts)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            losses[r] += loss.detach()
+            total = total + loss.detach()
             if self.plain:
                 with torch.no_grad():
-                    torch._foreach_add_(parameters, torch._foreach_mul(gradients, lr))
+                    if lr is None:
+                        torch._foreach_add_(parameters, torch._foreach_mul(gradients, -local.lr[0, 0]))
+                    else:
+                        torch._foreach_add_(parameters, gradients, alpha=-lr)
             else:
                 self._step(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), row, local)
+        losses[r] = total
 
     def _train_stacked(self, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor, batches: Batches,
                        local: Local, losses: Tensor) -> None:

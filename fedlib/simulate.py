@@ -179,6 +179,7 @@ class _Federation:
         self.counts = torch.stack(counts).to(device, self.w.dtype)
         self.history: list[list[dict]] = [[] for _ in settings]
         self.diverged: list[str | None] = [None] * S
+        self.rows: Tensor | None = None
         self.t, self.seconds = 0, 0.0
         self.trainer = Trainer(
             self.net, algorithm.objective, algorithm.direction, plain=self._plain(), images=self.data.x_train,
@@ -198,7 +199,7 @@ class _Federation:
         clients, batches = self._draw(live.tolist())
         S, K = clients.shape
         run, client = live.repeat_interleave(K), clients.flatten()
-        W, buffers = self.w[run], self.buffers[run]
+        W, buffers = self._fresh_rows(run), self.buffers[run]
         W[:, self.stays], buffers[:, self.buffers_stay] = self.home[run, client], self.buffers_home[run, client]
         local = self._local(run, client, batches)
         try:
@@ -207,11 +208,17 @@ class _Federation:
             if "more than 1 value per channel" not in str(error):
                 raise
             alone = {k for row in batches.size for k, size in zip(client.tolist(), row, strict=True) if size == 1}
-            raise ValueError(f"client(s) {', '.join(map(str, sorted(alone)))} would train on a batch of one image in round "
-                             f"{self.t + 1}, which has no variance for batch norm; change batch_size, use local_steps "
-                             "instead of local_epochs, or take another norm") from error
+            raise ValueError(f"client(s) {', '.join(map(str, sorted(alone)))} would train on a batch of one image in "
+                             f"round {self.t + 1}, which has no variance for batch norm; change batch_size, use "
+                             "local_steps instead of local_epochs, or take another norm") from error
         self._aggregate(live, local, W.view(S, K, -1), buffers.view(S, K, -1), losses.view(S, K))
         self.t += 1
+
+    def _fresh_rows(self, run: Tensor) -> Tensor:
+        """(R, P), the global vector of its run in every row; the same memory every round, which saves making it."""
+        if self.rows is None or len(self.rows) != len(run):
+            self.rows = self.w.new_empty(len(run), self.layout.P)
+        return torch.index_select(self.w, 0, run, out=self.rows)
 
     def _draw(self, live: list[int]) -> tuple[Tensor, Batches]:
         """Who trains in this round, on which images, cropped and mirrored how: a function of (seed, round) alone."""
@@ -276,7 +283,7 @@ class _Federation:
         self.home[live[:, None], clients] = W[..., self.stays]
         self.buffers_home[live[:, None], clients] = buffers[..., self.buffers_stay]
         w = self.w[live]
-        deltas = W - w[:, None]
+        deltas = W.sub_(w[:, None])  # in place: nobody needs the clients' weights any more
         deltas[..., self.stays] = 0
         memory = {name: rows[live] for name, rows in self.server_memory.items()}
         update = Update(torch.einsum("sk,skp->sp", p, deltas), deltas, p, memory, sent, len(self.parts))
