@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -338,32 +339,43 @@ class _Graphs:
     """Replays local training as one CUDA graph, since at these sizes launching kernels takes longer than running them.
 
     A graph is captured for each pattern of shapes and batch sizes, the second time in a row that it is met: patterns
-    that change from round to round (unequal clients, epochs) are not worth capturing and run eagerly.
+    that change from round to round (unequal clients, epochs) are not worth capturing and run eagerly. So does a network
+    that cannot be captured, after a warning.
     """
 
     def __init__(self):
-        self.graph, self.key, self.inputs, self.losses = None, None, [], None
+        self.graph, self.key, self.inputs, self.losses, self.possible = None, None, [], None, True
 
     def __call__(self, train: Callable[..., Tensor], W: Tensor, buffers: Tensor, batches: Batches,
                  local: Local) -> Tensor:
         tensors = [W, buffers, *_leaves(batches), *_leaves(local)]
         key = (str(batches.size), *[t.shape for t in tensors])
-        if key != self.key:
+        if key != self.key or not self.possible:
             self.graph, self.key = None, key
             return train(W, buffers, batches, local)
         if self.graph is None:
-            self.inputs = [t.clone() for t in tensors]
-            rest = iter(self.inputs[2:])
-            static = (self.inputs[0], self.inputs[1], _with_leaves(batches, rest), _with_leaves(local, rest))
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.losses = train(*static)
+            try:
+                self._capture(train, tensors, batches, local)
+            except RuntimeError as error:
+                self.possible = False
+                warnings.warn(f"local training runs without a CUDA graph, which is slower: {error}", stacklevel=2)
+                return train(W, buffers, batches, local)
         for own, tensor in zip(self.inputs, tensors, strict=True):
             own.copy_(tensor)
         self.graph.replay()
         W.copy_(self.inputs[0])
         buffers.copy_(self.inputs[1])
         return self.losses
+
+
+    def _capture(self, train: Callable[..., Tensor], tensors: list[Tensor], batches: Batches, local: Local) -> None:
+        self.inputs = [t.clone() for t in tensors]
+        rest = iter(self.inputs[2:])
+        static = (self.inputs[0], self.inputs[1], _with_leaves(batches, rest), _with_leaves(local, rest))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.losses = train(*static)
+        self.graph = graph
 
 
 def _leaves(record: Batches | Local) -> list[Tensor]:

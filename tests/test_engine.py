@@ -215,6 +215,20 @@ def test_augmentation_is_the_same_in_both_engines_and_does_something(data, parts
     assert (everything(each.model()) - everything(plain.model())).abs().max() > 1e-4
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("engine", ["clients", "stacked"])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("method", ["fedavg", "scaffold", "fedbn"])
+def test_a_gpu_gives_what_a_cpu_gives(data, parts, method, norm, engine):
+    """Six rounds of equal batches, so that a CUDA graph is captured and replayed."""
+    if method == "fedbn" and norm == "none":
+        pytest.skip("fedbn needs batch norm")
+    options = {"rounds": 6, "local_steps": 3, "batch_size": 8, "augment": "flip+crop", "normalise": True, "chunk": 2}
+    on_cpu = fed(data, parts, method, norm, engine=engine, **options)
+    on_gpu = fed(data, parts, method, norm, engine=engine, device="cuda", **options)
+    assert (everything(on_gpu.model()) - everything(on_cpu.model())).abs().max() < 1e-10
+
+
 def test_bf16_stays_close_to_float32(data, parts):
     exact, coarse = (everything(fed(data, parts, precision=p).model()) for p in ("float32", "bf16"))
     assert 0 < (exact - coarse).norm() / exact.norm() < 0.05
