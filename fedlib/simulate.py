@@ -30,6 +30,7 @@ from fedlib.data import Data, prepare
 AUGMENTATIONS = ("crop", "flip", "flip+crop")
 ENGINES = ("auto", "clients", "stacked")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
+CHUNK = 32  # rows stacked together on a CPU; the same for any number of workers, which then cannot change a bit
 PADDING = 4  # pixels around an image before it is cropped at random
 
 
@@ -138,7 +139,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
     networks = _networks(model, [s["seed"] for s in settings], dtype)
     _check_network(networks[0], data)
     engine = _choose_engine(networks[0], device, data) if engine == "auto" else engine
-    chunk = chunk or _chunk(len(settings) * K, workers)
+    rows = len(settings) * K
+    chunk = chunk or (rows if device.type == "cuda" else min(rows, CHUNK))
     config = {"algorithm": algorithm.name, "settings": dict(algorithm.settings), "data": data.name,
               "train_images": len(data.x_train), "test_images": len(data.x_test), "parts": _digest(parts),
               "test_parts": _digest(test_parts), "clients": len(parts), "clients_per_round": K, "rounds": rounds,
@@ -471,11 +473,6 @@ def _choose_engine(net: nn.Module, device: torch.device, data: Data) -> str:
     """Stacked where launching an operation costs more than doing it: small images and few weights on a CPU."""
     weights = sum(p.numel() for p in net.parameters())
     return "stacked" if device.type == "cuda" or (weights < 100_000 and data.x_train[0].numel() <= 256) else "clients"
-
-
-def _chunk(rows: int, workers: int) -> int:
-    """Rows stacked together. Independent of the number of workers, so that it cannot change the bits of a result."""
-    return min(rows, 32)
 
 
 def _digest(parts: Sequence[Tensor] | None) -> str | None:
