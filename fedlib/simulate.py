@@ -121,7 +121,7 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         ValueError: for an argument that makes no sense, or a checkpoint that belongs to another configuration.
     """
     algorithm = algorithm or fedavg()
-    settings = [dict(zip(("lr", "weight_decay", "clip", "seed"), values, strict=True))
+    settings = [dict(zip(("lr", "weight_decay", "clip", "seed"), map(_plain_number, values), strict=True))
                 for values in itertools.product(lr, weight_decay, clip, seed)]
     K = len(parts) if clients_per_round is None else clients_per_round
     _check(data, parts, test_parts, settings, K, rounds=rounds, batch_size=batch_size, local_steps=local_steps,
@@ -485,6 +485,11 @@ def _digest(parts: Sequence[Tensor] | None) -> str | None:
     return h.hexdigest()[:16]
 
 
+def _plain_number(value: object) -> object:
+    """A number of numpy or torch as Python's own, which a checkpoint can hold; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) or isinstance(value, Tensor) and value.dim() == 0 else value
+
+
 def _describe(setting: dict) -> str:
     told = {name: value for name, value in setting.items() if value not in (None, 0.0) or name == "seed"}
     return ", ".join(f"{name} {value:g}" for name, value in told.items())
@@ -504,6 +509,9 @@ def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | N
         raise ValueError(f"lr_decay must lie in (0, 1], got {numbers['lr_decay']!r}")
     if not settings:
         raise ValueError("lr, weight_decay, clip and seed must each hold at least one value")
+    for name, value in ((name, value) for s in settings for name, value in s.items()):
+        if (value is not None or name != "clip") and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+            raise ValueError(f"{name} must be a number, got {value!r}")
     for s in settings:
         if not (math.isfinite(s["lr"]) and s["lr"] > 0):
             raise ValueError(f"lr must be positive and finite, got {s['lr']!r}")

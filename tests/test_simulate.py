@@ -50,6 +50,9 @@ def weights(run: fl.Run) -> torch.Tensor:
     ({"lr": [0.1, -0.1]}, "lr must be positive and finite, got -0.1"),
     ({"lr": [math.nan]}, "lr must be positive and finite, got nan"),
     ({"lr": []}, "at least one value"),
+    ({"lr": ["0.1"]}, "lr must be a number, got '0.1'"),
+    ({"lr": [None]}, "lr must be a number, got None"),
+    ({"seed": [True]}, "seed must be a number, got True"),
     ({"weight_decay": [-1e-4]}, "weight_decay must be finite and not negative, got -0.0001"),
     ({"clip": [0.0]}, "clip must be positive, or None for no clipping, got 0.0"),
     ({"seed": [-1]}, "seed must be a whole number of at least 0, got -1"),
@@ -253,6 +256,12 @@ def test_seeds_differ_and_repeat(data, parts):
     again = sweep(data, parts, seed=[0, 1])[1]
     assert not torch.equal(weights(first), weights(second))
     assert torch.equal(weights(second), weights(again))
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(data, parts, tmp_path):
+    options = {"lr": np.array([0.1]), "seed": torch.arange(1), "checkpoint": tmp_path / "run.pt"}
+    first, again = sweep(data, parts, **options)[0], sweep(data, parts, **options)[0]
+    assert first.config["seed"] == 0 and torch.equal(weights(first), weights(again))
 
 
 def test_the_callers_random_state_is_left_alone(data, parts):
