@@ -191,7 +191,8 @@ class Trainer:
         self.direction, self.plain = tuple(direction), plain
         self.images, self.labels = images.permute(0, 2, 3, 1), labels
         self.mean, self.std = normalisation or (None, None)
-        self.padding, self.engine, self.chunk, self.workers = padding, engine, chunk, workers
+        self.padding, self.engine, self.chunk = padding, engine, chunk
+        self.names = [f"net.{name}" for name in (*self.layout.parameters, *self.layout.buffers)]
         self.autocast = autocast
         self.dtype = next(module.parameters()).dtype
         # One module a worker: binding a module to a row changes the module, so threads must not share one.
@@ -302,11 +303,11 @@ class Trainer:
 
     def _train_stacked(self, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor, batches: Batches,
                        local: Local, losses: Tensor) -> None:
-        taken: dict[str, Local] = {}
+        taken: dict[tuple[int, ...], Local] = {}
         for t, sizes in enumerate(batches.size):
             # Rows with batches of the same size go together: padding would disturb batch statistics.
             for size, members in _same(sizes, rows):
-                here, key = W[members], str(members)
+                here, key = W[members], () if isinstance(members, slice) else tuple(members.tolist())
                 if key not in taken:
                     taken[key] = local.take(members)
                 loss = self._stacked_step(loss_of, here, buffers, members, batches, taken[key], t, size)
@@ -319,12 +320,11 @@ class Trainer:
         x, y = self._batch(batches, members, t, size)
         # Copies, because vmap's batch norm updates a buffer in place only if its rows are contiguous.
         stats = [b.clone() for b in self.layout.buffer_views(buffers[members])]
-        names = [f"net.{name}" for name in (*self.layout.parameters, *self.layout.buffers)]
         # .data, unlike detach(), does not share a version counter with the rows that other threads are changing.
         parameters = [v.requires_grad_() for v in self.layout.views(W.data)]
 
         def loss_of_row(tensors: list[Tensor], x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-            return torch.func.functional_call(loss_of, dict(zip(names, tensors, strict=True)), (x, y, counts))
+            return torch.func.functional_call(loss_of, dict(zip(self.names, tensors, strict=True)), (x, y, counts))
 
         with self.precision():
             loss = torch.vmap(loss_of_row, randomness="different")([*parameters, *stats], x, y, local.counts)

@@ -131,7 +131,7 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
                                   ("precision", precision, PRECISIONS)):
         if value not in accepted:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {device.type!r}")
     workers = 1 if device.type != "cpu" else cores() if workers is None else workers
@@ -160,7 +160,7 @@ class _Federation:
                  test_parts: Sequence[Tensor] | None, algorithm: Algorithm, settings: list[dict], config: dict,
                  device: torch.device, workers: int):
         self.net, self.data, self.algorithm = networks[0], data.to(device), algorithm
-        self.settings, self.config, self.device, self.workers = settings, config, device, workers
+        self.settings, self.config, self.device = settings, config, device
         self.parts = [np.asarray(p.cpu() if isinstance(p, Tensor) else p) for p in parts]
         self.test_parts = test_parts and [torch.as_tensor(p, device=device) for p in test_parts]
         self.normalisation = (data.mean, data.std) if config["normalise"] else None
@@ -233,7 +233,7 @@ class _Federation:
             for t, batch in enumerate(row):
                 index[r, t, :len(batch)] = batch
         size = [[len(row[t]) if t < len(row) else 0 for row in steps] for t in range(T)]
-        shift, flip = self._draw_augmentation(live, len(steps) // len(live), T, B)
+        shift, flip = self._draw_augmentation(live, index.shape, size)
         return clients, Batches(torch.from_numpy(index).to(self.device), size, shift, flip)
 
     def _draw_run(self, rng: np.random.Generator) -> tuple[np.ndarray, list[list[np.ndarray]]]:
@@ -242,16 +242,22 @@ class _Federation:
         return clients, [local_batches(rng, self.parts[k], c["batch_size"], local_steps=c["local_steps"],
                                        local_epochs=c["local_epochs"]) for k in clients]
 
-    def _draw_augmentation(self, live: list[int], K: int, T: int, B: int) -> tuple[Tensor | None, Tensor | None]:
+    def _draw_augmentation(self, live: list[int], shape: tuple[int, int, int],
+                           sizes: list[list[int]]) -> tuple[Tensor | None, Tensor | None]:
+        """Where each image is cropped, and whether it is mirrored; ``shape`` (R, T, B) is that of the batches."""
         if self.config["augment"] is None:
             return None, None
-        rngs = [np.random.default_rng([self.settings[s]["seed"], self.t, 1]) for s in live]
-        crop, mirror = "crop" in self.config["augment"], "flip" in self.config["augment"]
-        size, centre = (K, T, B), np.full((K, T, B, 2), PADDING)
-        shift = [rng.integers(0, 2 * PADDING + 1, (*size, 2)) if crop else centre for rng in rngs]
-        flip = [rng.random(size) < 0.5 if mirror else np.zeros(size, bool) for rng in rngs]
-        return (torch.from_numpy(np.concatenate(shift)).to(self.device),
-                torch.from_numpy(np.concatenate(flip)).to(self.device))
+        shift, flip, K = np.full((*shape, 2), PADDING), np.zeros(shape, bool), shape[0] // len(live)
+        for i, s in enumerate(live):
+            rng, rows = np.random.default_rng([self.settings[s]["seed"], self.t, 1]), slice(K * i, K * i + K)
+            # As many numbers as the run needs when it is alone: other runs of the sweep must not change it.
+            own = [row[rows] for row in sizes if any(row[rows])]
+            T, B = len(own), max(map(max, own))
+            if "crop" in self.config["augment"]:
+                shift[rows, :T, :B] = rng.integers(0, 2 * PADDING + 1, (K, T, B, 2))
+            if "flip" in self.config["augment"]:
+                flip[rows, :T, :B] = rng.random((K, T, B)) < 0.5
+        return torch.from_numpy(shift).to(self.device), torch.from_numpy(flip).to(self.device)
 
     def _local(self, run: Tensor, client: Tensor, batches: Batches) -> Local:
         def column(name: str, missing: float) -> Tensor:
@@ -454,6 +460,17 @@ def local_batches(rng: np.random.Generator, images: np.ndarray, batch_size: int,
     per_pass = n // B
     shuffled = [rng.permutation(images) for _ in range(-(-local_steps // per_pass))]
     return [order[B * i:B * (i + 1)] for order in shuffled for i in range(per_pass)][:local_steps]
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The device asked for, or CUDA where there is one."""
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'cpu', 'cuda' or another name torch knows, got {wanted!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {wanted!r} was asked for, but torch finds no CUDA GPU here; leave it out for the CPU")
+    return device
 
 
 def _networks(model: nn.Module | Callable[[], nn.Module], seeds: list[int], dtype: torch.dtype) -> list[nn.Module]:

@@ -208,6 +208,16 @@ def test_a_sweep_gives_what_separate_runs_give(data, parts, method):
         np.testing.assert_allclose(run.history.to_numpy(float), alone.history.to_numpy(float), rtol=1e-9)
 
 
+def test_other_runs_of_a_sweep_do_not_change_a_runs_augmentation(data, parts):
+    """Cohorts of unequal clients differ between seeds in their number of steps."""
+    options = {"rounds": 3, "lr": [0.1], "batch_size": BATCH, "local_epochs": 1, "clients_per_round": 1,
+               "augment": "flip+crop", "precision": "float64", "progress": False, "device": "cpu"}
+    together = simulate.sweep(lambda: Net("none"), data, parts, seed=[0, 1, 2, 3], **options)
+    for run in together:
+        alone = simulate.sweep(lambda: Net("none"), data, parts, seed=[run.config["seed"]], **options)[0]
+        assert (everything(run.model()) - everything(alone.model())).abs().max() < 1e-10
+
+
 def test_augmentation_is_the_same_in_both_engines_and_does_something(data, parts):
     plain, each, stacked = (fed(data, parts, augment=a, engine=e) for a, e in
                             ((None, "clients"), ("flip+crop", "clients"), ("flip+crop", "stacked")))

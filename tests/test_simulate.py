@@ -69,6 +69,7 @@ def weights(run: fl.Run) -> torch.Tensor:
     ({"augment": "mixup"}, "augment must be one of None, 'crop', 'flip', 'flip[+]crop', got 'mixup'"),
     ({"precision": "int8"}, "precision must be one of"),
     ({"precision": "tf32"}, "needs a CUDA device"),
+    ({"device": "tpu"}, "device must be 'cpu', 'cuda' or another name torch knows, got 'tpu'"),
     ({"test_parts": [torch.arange(3)]}, "one index tensor per client, got 1 for 4 clients"),
     ({"test_parts": [torch.tensor([99])] * 4}, "test_parts.0. must be a 1-D tensor of positions from 0 to 29"),
 ])
