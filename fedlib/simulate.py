@@ -380,10 +380,12 @@ class _Federation:
     def runs(self) -> list[Run]:
         """The runs as they stand."""
         columns = ["round", "loss", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
+        # Only what a model needs: a Run that is kept must not keep the data and every client's row with it.
+        start, layout, w, buffers = self.net, self.layout, self.w.cpu(), self.buffers.cpu()
 
         def network(s: int) -> nn.Module:
-            net = copy.deepcopy(self.net)
-            self.layout.bind(net, self.w[s].detach().cpu().clone(), self.buffers[s].detach().cpu().clone())
+            net = copy.deepcopy(start)
+            layout.bind(net, w[s].clone(), buffers[s].clone())
             return net.eval()
 
         return [Run({**self.config, **self.settings[s]}, pd.DataFrame(self.history[s], columns=columns),
