@@ -21,7 +21,7 @@ import yaml
 from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
-from fedlib.claims import MARKS, Claim
+from fedlib.claims import MARKS, PRESETS, Claim, load_results, provenance
 
 _SNAPSHOT = "_fedlib_begin"
 _WHERE = {"save", "checkpoints"}  # parameters that say where things go, not what comes out
@@ -55,6 +55,12 @@ def many(item: Any) -> Accept:
     item = accept(item)
     return Accept(lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(item.test(i) for i in v),
                   f"a list, not empty, each of {item.says}")
+
+
+def some(options: Collection[str]) -> Accept:
+    """A list of these words, each or none of them."""
+    return Accept(lambda v: isinstance(v, (list, tuple)) and all(i in options for i in v),
+                  "a list of " + ", ".join(options))
 
 
 def optional(item: Any) -> Accept:
@@ -159,6 +165,23 @@ def glue(name: str, text: Any) -> None:
     ``name`` is unique in the book; the text has ``{glue:text}`` and the name.
     """
     display({"text/plain": str(text)}, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
+
+
+def not_run(preset: str) -> None:
+    """Say in the place of a section's results that the preset leaves it out."""
+    display(Markdown(f"*The preset `{preset}` does not run this section.*"))
+
+
+def recorded(chapter: str, results: str | Path = "results") -> dict[str, dict]:
+    """What the larger presets of a chapter gave, by preset; shows for each where it comes from, or that it was not run.
+
+    Hand-picked settings (``custom``) are nobody's record and are left out.
+    """
+    there = load_results(results).get(chapter, {})
+    presets = [preset for preset in PRESETS if preset != "quick"]
+    display(Markdown("\n".join(
+        f"- `{preset}`: {provenance(there[preset]) if preset in there else 'not run'}" for preset in presets)))
+    return {preset: there[preset] for preset in presets if preset in there}
 
 
 def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), caption: str | None = None) -> Styler:

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from fedlib import algorithms, chapter
+from fedlib import algorithms, chapter, claims
 
 SPEC = {"preset": ("quick", "colab", "paper"), "rounds": chapter.integer(1), "lr": chapter.real(above=0),
         "seeds": chapter.many(int), "clip": chapter.optional(chapter.real(above=0))}
@@ -90,3 +90,21 @@ def test_sources_are_shown_without_docstrings(monkeypatch):
     chapter.show_source(algorithms.scaffold, algorithms.fedavg)
     assert "def scaffold(" in shown[0] and "def remember(" in shown[0] and "def fedavg()" in shown[0]
     assert "Control variates" not in shown[0] and "McMahan" not in shown[0]
+
+
+def test_some_takes_a_list_of_the_words_also_an_empty_one():
+    some = chapter.some(("skew", "text"))
+    assert some.test([]) and some.test(["text"]) and some.test(("skew", "text"))
+    assert not any(some.test(wrong) for wrong in (["txt"], "skew", None, [["skew"]], [1]))
+    assert some.says == "a list of skew, text"
+
+
+def test_recorded_runs_are_those_of_the_larger_presets(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(chapter, "display", lambda page: shown.append(page.data))
+    for preset in ("quick", "cpu", "custom"):
+        claims.save_results("02_x", preset, claims=[], config={}, seeds=[0], wall_time=1.0, folder=tmp_path)
+    assert list(chapter.recorded("02_x", tmp_path)) == ["cpu"] and chapter.recorded("03_x", tmp_path) == {}
+    first, *others = shown[0].splitlines()
+    assert first.startswith("- `cpu`: ") and others == ["- `colab`: not run", "- `paper`: not run"]
+    assert shown[1].count("not run") == 3
