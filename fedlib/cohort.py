@@ -191,7 +191,8 @@ class Trainer:
         normalisation: (mean, std) per channel, or None to leave images in [0, 1].
         padding: of the random crop, in pixels, when ``Batches.shift`` is given.
         engine: ``"clients"`` or ``"stacked"``.
-        chunk: rows trained together by the stacked engine.
+        chunk: rows trained together by the stacked engine; halved, with a warning, when a GPU's memory does not hold
+            them.
         workers: CPU threads that share the rows or chunks. The result has the same bits for any number of them.
         autocast: dtype of autocast, or None.
     """
@@ -248,7 +249,7 @@ class Trainer:
             stream.wait_stream(main)
         for number, rows in enumerate(jobs):
             with torch.cuda.stream(self.streams[number % len(self.streams)]):
-                train(self.losses[0], rows, W, buffers, batches, local, losses)
+                self._in_memory(train, self.losses[0], rows, W, buffers, batches, local, losses)
         for stream in self.streams:
             main.wait_stream(stream)
         return losses
@@ -261,10 +262,32 @@ class Trainer:
         def work(loss_of: _LocalLoss) -> None:
             # Every worker takes the next job when it is free; which worker trains a row changes no bit of it.
             for rows in queue:
-                train(loss_of, rows, W, buffers, batches, local, losses)
+                self._in_memory(train, loss_of, rows, W, buffers, batches, local, losses)
 
         self.map(work, self.losses)
         return losses
+
+    def _in_memory(self, train: Callable, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor,
+                   batches: Batches, local: Local, losses: Tensor) -> None:
+        """Train the rows together; if the device's memory does not hold that, from the start in two halves."""
+        size = rows.stop - rows.start
+        before = (W[rows].clone(), buffers[rows].clone()) if size > 1 else ()
+        try:
+            return train(loss_of, rows, W, buffers, batches, local, losses)
+        except torch.cuda.OutOfMemoryError:
+            if size == 1:
+                raise
+        # Not in the except clause: there the error still holds the tensors of the step that failed.
+        W[rows], buffers[rows], losses[rows] = *before, 0.0
+        half = (size + 1) // 2
+        if half < self.chunk:
+            warnings.warn(f"the memory of {W.device} does not hold the training of {size} clients together: from here "
+                          f"on {half} at a time", stacklevel=2)
+            self.chunk = half
+        if W.is_cuda:
+            torch.cuda.empty_cache()
+        for part in (slice(rows.start, rows.start + half), slice(rows.start + half, rows.stop)):
+            self._in_memory(train, loss_of, part, W, buffers, batches, local, losses)
 
     def map(self, function: Callable, items: Iterable) -> list:
         """``[function(item) for item in items]``, on the worker threads where there are any."""

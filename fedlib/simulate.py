@@ -117,8 +117,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         evaluate_every: rounds between evaluations; the last round is always evaluated. Default: 20 times in a run.
         device: default ``"cuda"`` where there is one.
         engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. ``Run.config`` has the choice.
-        chunk: rows stacked together.
-        workers: CPU threads; the number of cores when left out.
+        chunk: rows stacked together; halved, with a warning, when a GPU's memory does not hold their training.
+        workers: CPU threads; the number of cores when left out. More of them than cores are accepted with a warning.
         precision: ``"float32"``, ``"tf32"`` (on a GPU only), ``"bf16"`` (autocast: matrix products and convolutions in
             bfloat16, weights and their sums in float32) or ``"float64"``.
         checkpoint: a file. It is written every ``checkpoint_every`` rounds (if given) and every
@@ -150,6 +150,9 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {device.type!r}")
     workers = 1 if device.type != "cpu" else cores() if workers is None else workers
+    if workers > cores():
+        warnings.warn(f"workers is {workers}, but this process may use {cores()} cores: the workers will wait for one "
+                      "another", stacklevel=2)
     dtype = torch.float64 if precision == "float64" else torch.float32
     networks = _networks(model, [s["seed"] for s in settings], dtype)
     _check_network(networks[0], data)

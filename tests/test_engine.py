@@ -1,6 +1,7 @@
 """The engine against a plain per-client loop, in float64, and against itself."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from fedlib import algorithms, models, norms, partition, simulate, texts
 from fedlib.algorithms import build
-from fedlib.cohort import Layout
+from fedlib.cohort import Layout, Trainer, cores
 from fedlib.data import Data, from_arrays
 
 N, ROUNDS, SEED, BATCH = 5, 3, 3, 8
@@ -435,6 +436,47 @@ def test_chunking_changes_nothing(data, parts, norm, chunk):
     assert (everything(chunked.model()) - everything(whole.model())).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("fits", [1, 2])
+def test_a_full_memory_halves_the_chunk_and_changes_nothing(data, parts, monkeypatch, norm, fits):
+    """A device that holds the training of ``fits`` clients, and notices only after a step."""
+    train, sizes = Trainer._train_stacked, []
+
+    def small(self, loss_of, rows, W, buffers, batches, local, losses):
+        sizes.append(rows.stop - rows.start)
+        if sizes[-1] <= fits:
+            return train(self, loss_of, rows, W, buffers, batches, local, losses)
+        for tensor in (W, buffers, losses):
+            tensor[rows] += 1
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    whole = fed(data, parts, "scaffold", norm, engine="stacked", chunk=5)
+    monkeypatch.setattr(Trainer, "_train_stacked", small)
+    with pytest.warns(UserWarning, match="does not hold the training") as warned:
+        halved = fed(data, parts, "scaffold", norm, engine="stacked", chunk=5, workers=1)
+    assert (everything(halved.model()) - everything(whole.model())).abs().max() < 1e-10
+    np.testing.assert_allclose(halved.history["loss"], whole.history["loss"], rtol=1e-10)
+    told = [str(w.message) for w in warned if "does not hold" in str(w.message)]
+    expected = {1: [(5, 3), (3, 2), (2, 1)], 2: [(5, 3), (3, 2)]}[fits]
+    assert [tuple(int(n) for n in re.findall(r"\d+", message)) for message in told] == expected
+    assert max(sizes[sizes.index(fits):]) <= 3 and max(sizes[-N:]) <= fits  # the rounds after it start small
+
+
+def test_a_memory_too_small_for_one_client_is_an_error(data, parts, monkeypatch):
+    def full(*args):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Trainer, "_train_stacked", full)
+    with pytest.warns(UserWarning, match="from here on 1 at a time"), pytest.raises(torch.cuda.OutOfMemoryError):
+        fed(data, parts, engine="stacked", workers=1)
+
+
+def test_more_workers_than_cores_are_pointed_out(data, parts):
+    with pytest.warns(UserWarning, match=f"workers is {cores() + 1}, but this process may use {cores()} cores"):
+        fed(data, parts, rounds=1, workers=cores() + 1)
+
+
+@pytest.mark.filterwarnings("ignore:workers is")
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 def test_any_number_of_workers_gives_the_same_bits(data, parts, engine):
     runs = [fed(data, parts, "fedprox", "batch", engine=engine, chunk=2, workers=workers, precision="float32",
