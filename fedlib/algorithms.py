@@ -10,14 +10,18 @@ Shapes: R rows are the clients of a round, over all runs of a sweep; S runs have
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedlib.cohort import Layout, Local, Objective, Transformation
+from fedlib.data import random_views
+from fedlib.models import BlockBody
 from fedlib.norms import ScaledWSConv2d, adaptive_clip, standardise_rows
 
 
@@ -52,6 +56,22 @@ class Update:
 def cross_entropy(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
     """Mean softmax cross-entropy of one client's batch; ``counts`` (C,) is what the client holds of each class."""
     return F.cross_entropy(net(x), y)
+
+
+def contrastive(tau: float = 0.5) -> Objective:
+    """NT-Xent, the loss of SimCLR (Chen et al. 2020, Eq. 1), of a batch in which every image stands twice in a row.
+
+    With z the outputs of the 2B views at length 1 and s_ij = z_i'z_j / tau, view i must find its partner j among all
+    others: the mean over i of -log(exp(s_ij) / sum_{m != i} exp(s_im)). Labels are not looked at.
+    """
+
+    def nt_xent(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        z = F.normalize(net(x), dim=1)
+        views = torch.arange(len(z), device=z.device)
+        s = (z @ z.T / tau).masked_fill(views[:, None] == views, -math.inf)
+        return F.cross_entropy(s, views ^ 1)  # 0 <-> 1, 2 <-> 3, ...
+
+    return nt_xent
 
 
 # --- directions: how does a gradient become a step? Rows G, W (R, P) -> rows (R, P) ---
@@ -97,7 +117,13 @@ class Algorithm:
         server_memory: rows that the server keeps: name -> initial value; None starts as a copy of w.
         local: names of the parameters and buffers of a network that stay on the client.
         begin_round: ``(net, t)``, called on the network in training mode before round t = 0, 1, ... trains it; may put
-            some of its modules into evaluation mode, and must depend on t alone.
+            some of its modules into evaluation mode, freeze parameters (which then do not change by a bit and are not
+            sent back) and choose the blocks that run. Must depend on t alone.
+        absent: names of the parameters that a round, once begun, does without: they are not sent to the clients.
+        view: ``(rng, shape) -> (*shape, 7)``, draws how images are distorted (:func:`fedlib.data.distort`); every image
+            then stands twice in its batch, as two different views. None for images as they are.
+        labels: False for a method that learns without labels: what its network gives are no logits, and the history
+            has no accuracy.
         readout: ``(w, memory) -> w``, the vector that is evaluated, when it is not w itself.
         messages: vectors of the network's size that travel each way, for the count of bytes.
         max_norm: what ``local.clip`` is in a run that has no ``clip`` of its own; None for no clipping.
@@ -114,6 +140,9 @@ class Algorithm:
     server_memory: Mapping[str, float | None] = field(default_factory=dict)
     local: Callable[[nn.Module], set[str]] = nothing
     begin_round: Callable[[nn.Module, int], None] | None = None
+    absent: Callable[[nn.Module], set[str]] = nothing
+    view: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None
+    labels: bool = True
     readout: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
     messages: int = 1
     max_norm: float | None = None
@@ -399,6 +428,114 @@ def fedwon(agc: float | None = None, standardised: nn.Module | None = None) -> A
     return method
 
 
+def simclr(tau: float = 0.5, smallest: float = 0.2, colour: float = 0.4) -> Algorithm:
+    """FedAvg without labels: each client learns to tell its own images apart (:func:`contrastive`).
+
+    A view is compared with the others of its client's batch only, which must hold two images at least. ``smallest`` and
+    ``colour`` say how different two views are: :func:`fedlib.data.random_views`.
+    """
+    _positive(tau=tau, smallest=smallest)
+    _fraction(smallest=smallest, colour=colour)
+    return Algorithm("SimCLR", {"tau": tau, "smallest": smallest, "colour": colour}, objective=contrastive(tau),
+                     view=partial(random_views, smallest=smallest, colour=colour), labels=False)
+
+
+def phases(depth: int, active: int = 1, progressive: bool = False) -> list[list[int]]:
+    """The blocks that learn in each phase, from the shallowest to the deepest, ``active`` new ones in every phase.
+
+    ``progressive``: all blocks so far learn together, as in ProgFed (Wang et al. 2022). ``active=depth`` is one phase:
+    training end to end. Raises ValueError unless ``active`` divides ``depth``.
+    """
+    if active < 1 or depth % active:
+        raise ValueError(f"active must divide the depth {depth}, got {active}")
+    return [list(range(1 if progressive else end - active + 1, end + 1)) for end in range(active, depth + 1, active)]
+
+
+def layerwise(base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budget: int | None = None,
+              seed: int = 0) -> Algorithm:
+    """Train a deep network a few blocks at a time, with depth dropout if there is a budget.
+
+    In phase s = 1, 2, ... of ``rounds`` rounds each, the blocks ``plan[s - 1]`` learn. Those that learned before are
+    frozen: they only run forward, are sent to the clients and not sent back. Those above do not exist yet: the head
+    stands on the newest block. The patches learn with block 1, the head in every phase.
+
+    Depth dropout: where more than ``budget`` blocks B would be in memory, older ones are left out at random until B
+    remain; drawn anew for every round, the same for all its clients. Block 1 and the newest never are. A block left out
+    is neither run nor sent; after training all are back. With a plan of one phase, which has no older blocks, any but
+    block 1 may be left out: depth dropout alone.
+
+    Source: Guo et al. 2023 (arXiv 2309.05213), which leaves open how often blocks are drawn, what becomes of the head
+    from phase to phase (here it is kept), and all of SimCLR's settings.
+
+    Args:
+        base: what a phase trains with, such as ``simclr()``.
+        plan: see :func:`phases`.
+        rounds: of each phase; the last goes on for as long as the run does.
+        budget: B, between 2 and the depth; None for no dropout.
+        seed: of the dropout.
+
+    Raises:
+        ValueError: a plan that skips a block or trains one before those below it, rounds below 1, or a budget below 2,
+            above the depth, or too small for block 1 and the newest blocks.
+    """
+    plan = [sorted(set(active)) for active in plan]
+    new = _new_blocks(plan)
+    depth, droppable = sum(map(len, new)), [[b for b in range(2, min(blocks))] for blocks in new]
+    if len(plan) == 1:
+        droppable = [list(range(2, depth + 1))]
+    if not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
+    if budget is not None:
+        least = max(2, *(max(active) - len(older) for active, older in zip(plan, droppable, strict=True)))
+        if not isinstance(budget, int) or not least <= budget <= depth:
+            raise ValueError(f"budget must be a number of blocks from {least} (block 1 and the newest always run) "
+                             f"to the depth {depth}, got {budget!r}")
+
+    def begin_round(net: nn.Module, t: int) -> None:
+        s = min(t // rounds, len(plan) - 1)
+        present = max(plan[s])
+        over = 0 if budget is None else max(0, present - budget)
+        dropped = np.random.default_rng([seed, t]).choice(droppable[s], over, replace=False) if over else ()
+        body = _block_body(net, depth)
+        body.running = tuple(b for b in range(1, present + 1) if b not in dropped)
+        body.patches.requires_grad_(1 in plan[s])
+        for number, block in enumerate(body.blocks, start=1):
+            block.requires_grad_(number in plan[s] and number in body.running)
+
+    def absent(net: nn.Module) -> set[str]:
+        body = _block_body(net, depth)
+        return {f"body.blocks.{i}.{name}" for i, block in enumerate(body.blocks) if i + 1 not in body.running
+                for name, _ in block.named_parameters()}
+
+    settings = {"plan": " | ".join(" ".join(map(str, active)) for active in plan), "rounds": rounds,
+                "budget": budget, "dropout_seed": seed if budget else None}
+    return replace(base, name=f"{base.name}, layer-wise", settings={**base.settings, **settings},
+                   begin_round=begin_round, absent=absent)
+
+
+def _new_blocks(plan: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The blocks that each phase adds; ValueError unless every phase adds the next ones."""
+    known, new = 0, []
+    for s, active in enumerate(plan, start=1):
+        fresh = [b for b in active if b > known]
+        if fresh != list(range(known + 1, known + len(fresh) + 1)) or not fresh or min(active) < 1:
+            raise ValueError(f"plan must go on with block {known + 1} in phase {s} and skip none, got {list(active)}")
+        new.append(fresh)
+        known += len(fresh)
+    if not new:
+        raise ValueError("plan must have at least one phase, got none")
+    return new
+
+
+def _block_body(net: nn.Module, depth: int) -> BlockBody:
+    body = getattr(net, "body", None)
+    if not isinstance(body, BlockBody) or len(body.blocks) != depth:
+        there = len(body.blocks) if isinstance(body, BlockBody) else "no"
+        raise ValueError(f"the plan is for {depth} blocks, but the network has {there} blocks in a BlockBody; build it "
+                         f"with vit_encoder(..., depth={depth})")
+    return body
+
+
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
@@ -419,7 +556,7 @@ def _annealing(**values: float) -> None:
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     f.__name__: f for f in (fedavg, fedprox, scaffold, fedavgm, fedadam, fedadam_eps, fedyogi, fedexp, fedlc, fedrs,
-                            feddecorr, fedbn, silobn, fixbn, standalone, fedwon)
+                            feddecorr, fedbn, silobn, fixbn, standalone, fedwon, simclr)
 }
 
 

@@ -24,7 +24,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from fedlib.data import augment, prepare
+from fedlib.data import augment, distort, prepare
+from fedlib.models import BlockBody
 
 STREAMS = 10  # of a GPU that clients are spread over
 TOGETHER = 512  # images of one client that are made ready at a time
@@ -85,6 +86,11 @@ class Layout:
                  for shape in self.parameters.values()]
         return torch.tensor(list(itertools.chain.from_iterable(sizes)))
 
+    def frozen(self, module: nn.Module) -> Tensor | None:
+        """bool (P,), the columns of the parameters that do not learn (``requires_grad``); None where all do."""
+        mask = torch.cat([torch.full((p.numel(),), not p.requires_grad) for p in module.parameters()])
+        return mask if mask.any() else None
+
     def columns(self, names: set[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Column numbers, in a parameter row and in a buffer row, of the tensors with the given names."""
         result = []
@@ -109,12 +115,14 @@ class Batches:
         size: T lists of R ints, the batch size of each row at each step; 0 for a client that has finished.
         shift: int64 (R, T, B, 2) or None, where the crop of each image starts.
         flip: bool (R, T, B) or None, which images are mirrored.
+        view: float (R, T, B, 7) or None, how each image is distorted; see :func:`fedlib.data.distort`.
     """
 
     index: Tensor
     size: list[list[int]]
     shift: Tensor | None = None
     flip: Tensor | None = None
+    view: Tensor | None = None
 
 
 @dataclass
@@ -213,15 +221,22 @@ class Trainer:
         self.losses = [_LocalLoss(copy.deepcopy(module).train(), objective) for _ in range(workers)]
         self.streams = [torch.cuda.Stream() for _ in range(STREAMS)] if images.is_cuda else []
         self.graphs = _Graphs()
+        self.frozen: Tensor | None = None  # bool (P,), the columns that stand still; None where all learn
         self.pool = ThreadPoolExecutor(workers, "client", torch.set_num_threads, (1,)) if workers > 1 else None
 
     def switch(self, set_mode: Callable[[nn.Module], None]) -> None:
-        """Put the networks into training mode, then let ``set_mode`` change the mode of some of their modules."""
-        before = [m.training for m in self.losses[0].modules()]
+        """Put the networks into training mode with every parameter learning, then let ``set_mode`` change that.
+
+        It may put modules into evaluation mode, freeze parameters (``requires_grad_(False)``) and choose the blocks of
+        a :class:`fedlib.models.BlockBody` that run.
+        """
+        before = _stage(self.losses[0].net)
         for loss_of in self.losses:
-            set_mode(loss_of.net.train())
-        if before != [m.training for m in self.losses[0].modules()]:
-            self.graphs = _Graphs()  # a captured graph replays the mode it was captured in
+            set_mode(loss_of.net.train().requires_grad_(True))
+        if before != _stage(self.losses[0].net):
+            self.graphs = _Graphs()  # a captured graph replays the stage it was captured in
+        frozen = self.layout.frozen(self.losses[0].net)
+        self.frozen = None if frozen is None else frozen.to(self.images.device)
 
     def __call__(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
         """Local training of all R rows.
@@ -306,7 +321,10 @@ class Trainer:
         x = self.images[index].movedim(-1, -3)
         if batches.shift is not None:
             x = augment(x, batches.shift[rows, t, :size], batches.flip[rows, t, :size], self.padding)
-        return prepare(x, self.mean, self.std, dtype=self.dtype), self.labels[index]
+        x = prepare(x, self.mean, self.std, dtype=self.dtype)
+        if batches.view is not None:
+            x = distort(x, batches.view[rows, t, :size])
+        return x, self.labels[index]
 
     def _client_batches(self, batches: Batches, r: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one row in turn, several made at a time: threads wait for each other at every operation."""
@@ -327,26 +345,28 @@ class Trainer:
     def _step(self, G: Tensor, W: Tensor, local: Local) -> None:
         for transform in self.direction:
             G = transform(G, W, local)
-        W.sub_(local.lr * G)
+        W.sub_(local.lr * (G if self.frozen is None else G.masked_fill(self.frozen, 0)))
 
     def _train_client(self, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor, batches: Batches,
                       local: Local, losses: Tensor) -> None:
         r, row, local = rows.start, W[rows], local.take(rows)
         parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
+        learning = [p for p in parameters if p.requires_grad]
         lr = None if W.is_cuda else local.lr.item()  # a number is faster, but would wait for the GPU
         counts, total = local.counts[0], 0.0
         for x, y in self._client_batches(batches, r):
             with self.precision():
                 loss = loss_of(x, y, counts)
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(loss, learning, allow_unused=True, materialize_grads=True)
             total = total + loss.detach()
             if self.plain:
                 with torch.no_grad():
                     if lr is None:
-                        torch._foreach_add_(parameters, torch._foreach_mul(gradients, -local.lr[0, 0]))
+                        torch._foreach_add_(learning, torch._foreach_mul(gradients, -local.lr[0, 0]))
                     else:
-                        torch._foreach_add_(parameters, gradients, alpha=-lr)
+                        torch._foreach_add_(learning, gradients, alpha=-lr)
             else:
+                gradients = _with_zeros(gradients, parameters)
                 self._step(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), row, local)
         losses[r] = total
 
@@ -370,14 +390,17 @@ class Trainer:
         # Copies, because vmap's batch norm updates a buffer in place only if its rows are contiguous.
         stats = [b.clone() for b in self.layout.buffer_views(buffers[members])]
         # .data, unlike detach(), does not share a version counter with the rows that other threads are changing.
-        parameters = [v.requires_grad_() for v in self.layout.views(W.data)]
+        parameters = [v.requires_grad_(p.requires_grad)
+                      for v, p in zip(self.layout.views(W.data), loss_of.net.parameters(), strict=True)]
 
         def loss_of_row(tensors: list[Tensor], x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
             return torch.func.functional_call(loss_of, dict(zip(self.names, tensors, strict=True)), (x, y, counts))
 
         with self.precision():
             loss = torch.vmap(loss_of_row, randomness="different")([*parameters, *stats], x, y, local.counts)
-        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
+        learning = [p for p in parameters if p.requires_grad]
+        gradients = torch.autograd.grad(loss.sum(), learning, allow_unused=True, materialize_grads=True)
+        gradients = _with_zeros(gradients, parameters)
         self._step(torch.cat([g.flatten(1) for g in gradients], dim=1), W, local)
         if stats:
             buffers[members] = torch.cat([b.flatten(1) for b in stats], dim=1)
@@ -425,6 +448,18 @@ class _Graphs:
         with torch.cuda.graph(graph):
             self.losses = train(*static)
         self.graph = graph
+
+
+def _stage(net: nn.Module) -> list:
+    """What decides which operations a training step consists of, beside the shapes."""
+    return [[m.training for m in net.modules()], [p.requires_grad for p in net.parameters()],
+            [tuple(m.running) for m in net.modules() if isinstance(m, BlockBody)]]
+
+
+def _with_zeros(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the parameters that learn, with zeros in the places of those that do not."""
+    rest = iter(gradients)
+    return [next(rest) if p.requires_grad else torch.zeros_like(p) for p in parameters]
 
 
 def _leaves(record: Batches | Local) -> list[Tensor]:

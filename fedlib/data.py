@@ -250,6 +250,52 @@ def augment(x: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor, padding: i
     return out if rows_last.is_contiguous() else out.contiguous()
 
 
+def distort(x: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    """Another view of each image, as contrastive learning wants them: a box of it at full size, colours changed.
+
+    x: float (..., B, C, H, W). view: (..., B, 7), for each image the centre (row, column) and the size (height, width)
+    of the box, in a frame that runs from -1 to 1 (sizes: shares of the image), then brightness b, contrast c and
+    saturation s; (0, 0, 1, 1, 0, 1, 1) changes nothing. Colours:
+
+        x <- grey + s (x - grey),  x <- mean + c (x - mean) + b
+
+    with grey the mean over the channels of a pixel and mean that over the image. Pure, as `augment` is.
+    Raises ValueError for other shapes.
+    """
+    batch = tuple(x.shape[:-3])
+    if x.ndim < 4 or not x.is_floating_point() or tuple(view.shape) != (*batch, 7):
+        raise ValueError(f"x must be float (..., B, C, H, W) and view (..., B, 7); got {x.dtype} of shape "
+                         f"{tuple(x.shape)} and view of shape {tuple(view.shape)}")
+    images = x.flatten(0, -4)
+    row, column, height, width, brightness, contrast, saturation = view.reshape(-1, 7).to(x.dtype).unbind(1)
+    zero = torch.zeros_like(row)
+    box = torch.stack([width, zero, column, zero, height, row], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(box, list(images.shape), align_corners=False)
+    out = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    brightness, contrast, saturation = (v.view(-1, 1, 1, 1) for v in (brightness, contrast, saturation))
+    grey = out.mean(1, keepdim=True)
+    out = grey + saturation * (out - grey)
+    mean = out.mean((1, 2, 3), keepdim=True)
+    return (mean + contrast * (out - mean) + brightness).view(x.shape)
+
+
+def random_views(rng: np.random.Generator, shape: Sequence[int], smallest: float = 0.2,
+                 colour: float = 0.4) -> np.ndarray:
+    """float32 (*shape, 7), what `distort` takes, drawn as SimCLR does (Chen et al. 2020, arXiv 2002.05709, appendix A).
+
+    The box holds a share of the image's area between `smallest` and 1, its sides in a ratio between 3/4 and 4/3, and
+    lies inside the image. Brightness within colour/2 of 0, contrast and saturation within `colour` of 1; one view in
+    five is grey. SimCLR starts at a share of 0.08 of images of 224 pixels, and blurs them besides.
+    """
+    area, ratio = rng.uniform(smallest, 1, shape), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), shape))
+    size = np.minimum(np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], -1), 1)
+    centre = rng.uniform(-1, 1, size.shape) * (1 - size)
+    brightness, contrast, saturation = rng.uniform(-colour, colour, (3, *shape))
+    saturation = np.where(rng.random(shape) < 0.2, 0, 1 + saturation)
+    colours = np.stack([brightness / 2, 1 + contrast, saturation], -1)
+    return np.concatenate([centre, size, colours], -1).astype(np.float32)
+
+
 def _check_augment(x: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor, padding: int) -> None:
     if padding < 0:
         raise ValueError(f"padding must be 0 or more pixels, got {padding}")

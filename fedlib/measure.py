@@ -1,20 +1,29 @@
-"""What we look at: accuracy class by class, the geometry of features, the size of the classifier.
+"""What we look at: accuracy class by class, the geometry of features, what a step costs.
 
 g(x) is the feature of a sample (model.body), w_c the classifier of class c (row c of model.head.weight). Models are
 measured in evaluation mode and left in the mode they were in. Images come prepared (`data.prepare`): float, on the
 model's device. Results have no unit unless one is given.
 
 Source of the quantities: Zhang et al., arXiv 2308.09565, section 4 and figures 2 and 3; of SSR, LSSR and the Hessian
-nonlinearity: Ni et al., arXiv 2406.01255.
+nonlinearity: Ni et al., arXiv 2406.01255. Memory, operations and linear probes are those of chapter 5.
 """
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["accuracy", "class_weight_norms", "effective_rank", "feature_norms", "features", "hessian_nonlinearity",
-           "ln_nonlinearity", "lssr", "margins", "nonlinearity_ratio", "per_class_accuracy", "singular_values", "ssr"]
+__all__ = ["Memory", "accuracy", "class_weight_norms", "effective_rank", "feature_norms", "features",
+           "features_by_depth", "hessian_nonlinearity", "linear_probe", "ln_nonlinearity", "lssr", "margins",
+           "nonlinearity_ratio", "per_class_accuracy", "singular_values", "ssr", "training_flops", "training_memory"]
 
 BATCH = 256  # a few hundred images fit the caches of a CPU
 
@@ -170,6 +179,116 @@ def nonlinearity_ratio(d: int, groups: int) -> float:
     if d < 3 or groups < 1 or d % groups:
         raise ValueError(f"groups must divide d, and d be 3 or more; got groups={groups}, d={d}.")
     return groups * (1 - 2 * groups / d) * d / (d - 2)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one training step holds in memory, in bytes.
+
+    Attributes:
+        parameters: of the parameters that are there.
+        gradients: of the parameters that learn; plain SGD keeps nothing else.
+        saved: activations kept from the forward for the backward pass.
+        peak: the most that is alive at one moment: parameters, activations, gradients and intermediate results. The
+            batch itself does not count.
+    """
+
+    parameters: int
+    gradients: int
+    saved: int
+    peak: int
+
+
+def training_memory(net: nn.Module, objective: Callable, x: torch.Tensor, absent: Collection[str] = ()) -> Memory:
+    """Measure one training step of `objective(net, x, None, None)` on the batch x, on its device.
+
+    On a GPU `peak` is the allocator's; on a CPU every storage made during the step is followed from its creation to its
+    release. `saved` comes from autograd's hooks for saved tensors, each storage counted once and parameters left out.
+    Parameters that do not learn are those with `requires_grad` False; those named in `absent` are not there at all. The
+    module is left as it was, with no gradients. Raises ValueError if nothing learns.
+    """
+    present = [p for name, p in net.named_parameters() if name not in absent]
+    learning = [p for p in present if p.requires_grad]
+    if not learning:
+        raise ValueError("net must have a parameter that learns (requires_grad), got none")
+    own = {p.untyped_storage()._cdata for p in net.parameters()} | {x.untyped_storage()._cdata}
+    kept: dict[int, int] = {}
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+        return t
+
+    def step() -> None:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            loss = objective(net, x, None, None)
+        saved.append(sum(kept.values()))
+        torch.autograd.grad(loss, learning, allow_unused=True)
+
+    saved: list[int] = []
+    sizes = [sum(p.numel() * p.element_size() for p in some) for some in (present, learning)]
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        step()
+        during = torch.cuda.max_memory_allocated(x.device) - before
+    else:
+        with _Living() as living:
+            step()
+        during = living.peak
+    return Memory(sizes[0], sizes[1], saved[0], sizes[0] + during)
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, while they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in given | self.known:
+                storage = t.untyped_storage()
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def training_flops(net: nn.Module, objective: Callable, x: torch.Tensor) -> int:
+    """Floating-point operations of one training step of `objective(net, x, None, None)`, as torch counts them.
+
+    Matrix products and convolutions, forward and backward, a multiplication and an addition as two operations; layers
+    that are cheap beside them (norms, activations) do not count.
+    """
+    learning = [p for p in net.parameters() if p.requires_grad]
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(objective(net, x, None, None), learning, allow_unused=True)
+    return counter.get_total_flops()
+
+
+def features_by_depth(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Features after each block of a model whose body is a `models.BlockBody`: (N, C, H, W) -> (N, L, d)."""
+    return _in_batches(model, model.body.depths, x)
+
+
+def linear_probe(z: torch.Tensor, y: torch.Tensor, z_test: torch.Tensor, y_test: torch.Tensor) -> float:
+    """Accuracy of a linear classifier on frozen features, in [0, 1]: what a representation makes easy to see.
+
+    scikit-learn's logistic regression with its own regularisation (C = 1), on features standardised by the training
+    set's mean and deviation. z (N, d), z_test (M, d) float; y (N,), y_test (M,) int64.
+    """
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return float(probe.fit(z.cpu().numpy(), y.cpu().numpy()).score(z_test.cpu().numpy(), y_test.cpu().numpy()))
 
 
 def _in_batches(model: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -28,10 +28,10 @@ from fedlib.norms import (
     relu_gain,
 )
 
-__all__ = ["MODELS", "NORMS", "AttentionBlock", "CharacterBody", "Classifier", "InvertedResidual", "PreNormBlock",
-           "ResidualBlock", "Style", "alexnet", "build", "char_transformer", "cnn", "digits_cnn", "leaf_cnn", "ln_net",
-           "mlp", "mobilenet_v2", "parameters", "plain_twin", "resnet18", "resnet20", "slim_cnn", "slim_digits_cnn",
-           "small_char_transformer", "small_cnn", "vit_tiny"]
+__all__ = ["MODELS", "NORMS", "AttentionBlock", "BlockBody", "CharacterBody", "Classifier", "InvertedResidual",
+           "PreNormBlock", "ResidualBlock", "Style", "alexnet", "build", "char_transformer", "cnn", "digits_cnn",
+           "leaf_cnn", "ln_net", "mlp", "mobilenet_v2", "parameters", "plain_twin", "resnet18", "resnet20", "slim_cnn",
+           "slim_digits_cnn", "small_char_transformer", "small_cnn", "vit_encoder", "vit_tiny"]
 
 Shape = tuple[int, int, int]
 NORMS = (*KINDS, "wsconv")  # wsconv: no norm, and every convolution a ScaledWSConv2d
@@ -523,11 +523,34 @@ class Patches(nn.Module):
         return self.embed(x).flatten(2).transpose(1, 2) + self.place
 
 
-class TokenMean(nn.Module):
-    """(B, T, d) -> (B, d): the mean over the tokens."""
+class BlockBody(nn.Module):
+    """Patches, then blocks 1 to L, a last norm, the mean of the tokens: (B, C, H, W) -> features (B, width).
+
+    Attributes:
+        running: numbers of the blocks that run in training mode, from 1; all at first. The others are not called: what
+            comes out of a block goes past them. In evaluation mode blocks 1 to max(running) run: a network that is not
+            yet grown ends there, and a block that is left out for a round is back.
+    """
+
+    def __init__(self, patches: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
+        super().__init__()
+        self.patches, self.blocks, self.norm = patches, nn.ModuleList(blocks), norm or nn.Identity()
+        self.running: tuple[int, ...] = tuple(range(1, len(blocks) + 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(1)
+        x, last = self.patches(x), max(self.running)
+        for number, block in enumerate(self.blocks[:last], start=1):
+            if not self.training or number in self.running:
+                x = block(x)
+        return self.norm(x).mean(1)
+
+    def depths(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, L, width): the features that the network has if it ends after block 1, 2, ..., L."""
+        x, found = self.patches(x), []
+        for block in self.blocks:
+            x = block(x)
+            found.append(self.norm(x).mean(1))
+        return torch.stack(found, dim=1)
 
 
 def vit_tiny(shape: Shape, classes: int, norm: str = "layer", *, patch: int = 4, width: int = 64, depth: int = 4,
@@ -545,21 +568,39 @@ def vit_tiny(shape: Shape, classes: int, norm: str = "layer", *, patch: int = 4,
     """
     check_choice("norm", norm, ("none", "layer", "ln-g"))
     _check_shape(shape, classes)
-    _at_least_one(patch=patch, width=width, depth=depth, heads=heads)
-    if shape[1] % patch or shape[2] % patch:
-        raise ValueError(f"patch must divide both sides of the image, {shape[1]} and {shape[2]}; got {patch}.")
-    if width % heads:
-        raise ValueError(f"heads must divide width={width}; got {heads}.")
 
     def make_norm() -> nn.Module:
         if norm == "ln-g":
             return GroupedLayerNorm(width, groups if size is None else None, size=size, eps=eps)
         return nn.LayerNorm(width, eps=eps) if norm == "layer" else nn.Identity()
 
-    layers = [("patches", Patches(shape, patch, width))]
-    layers += [(f"block{i + 1}", PreNormBlock(width, heads, make_norm)) for i in range(depth)]
-    layers += [("norm", make_norm()), ("pool", TokenMean())]
-    return Classifier(nn.Sequential(OrderedDict(layers)), nn.Linear(width, classes))
+    return Classifier(_vit_body(shape, patch, width, depth, heads, make_norm, make_norm()), nn.Linear(width, classes))
+
+
+def vit_encoder(shape: Shape, out: int = 128, *, patch: int = 16, width: int = 192, depth: int = 12, heads: int = 3,
+                hidden: int = 512) -> Classifier:
+    """A vision transformer to be trained without labels: `BlockBody` without a last norm, then a projection head.
+
+    The head is LayerNorm - Linear - GELU - Linear to `out` numbers. It is thrown away after training: what is kept are
+    the body's features, which have no last norm so that those of block s are the same whatever stands above it. The
+    defaults are ViT-Ti/16 (arXiv 2010.11929; Touvron et al. 2021, arXiv 2012.12877): 12 blocks of 444,864 parameters.
+    Sides of the image must be multiples of `patch`, and `width` one of `heads`; ValueError otherwise.
+    """
+    _check_shape(shape, out)
+    _at_least_one(hidden=hidden)
+    body = _vit_body(shape, patch, width, depth, heads, lambda: nn.LayerNorm(width))
+    return Classifier(body, nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(),
+                                          nn.Linear(hidden, out)))
+
+
+def _vit_body(shape: Shape, patch: int, width: int, depth: int, heads: int, make_norm: Callable[[], nn.Module],
+              last: nn.Module | None = None) -> BlockBody:
+    _at_least_one(patch=patch, width=width, depth=depth, heads=heads)
+    if shape[1] % patch or shape[2] % patch:
+        raise ValueError(f"patch must divide both sides of the image, {shape[1]} and {shape[2]}; got {patch}.")
+    if width % heads:
+        raise ValueError(f"heads must divide width={width}; got {heads}.")
+    return BlockBody(Patches(shape, patch, width), [PreNormBlock(width, heads, make_norm) for _ in range(depth)], last)
 
 
 class InvertedResidual(nn.Module):

@@ -13,7 +13,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,7 +155,9 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
                       "another", stacklevel=2)
     dtype = torch.float64 if precision == "float64" else torch.float32
     networks = _networks(model, [s["seed"] for s in settings], dtype)
-    _check_network(networks[0], data)
+    _check_network(networks[0], data, algorithm.labels)
+    if algorithm.view:
+        _check_views(algorithm.name, batch_size, [len(p) for p in parts], by_epochs=local_steps is None)
     engine = _choose_engine(networks[0], device, data) if engine == "auto" else engine
     rows = len(settings) * K
     chunk = chunk or (rows if device.type == "cuda" else min(rows, CHUNK))
@@ -248,15 +250,17 @@ class _Federation:
         """Who trains in this round, on which images, cropped and mirrored how: a function of (seed, round) alone."""
         drawn = [self._draw_run(np.random.default_rng([self.settings[s]["seed"], self.t])) for s in live]
         clients = torch.from_numpy(np.stack([c for c, _ in drawn])).to(self.device)
-        steps = [batches for _, rows in drawn for batches in rows]
+        views = 2 if self.algorithm.view else 1
+        steps = [[np.repeat(batch, views) for batch in batches] for _, rows in drawn for batches in rows]
         T, B = max(map(len, steps)), max(len(b) for row in steps for b in row)
         index = np.zeros((len(steps), T, B), np.int64)
         for r, row in enumerate(steps):
             for t, batch in enumerate(row):
                 index[r, t, :len(batch)] = batch
         size = [[len(row[t]) if t < len(row) else 0 for row in steps] for t in range(T)]
-        shift, flip = self._draw_augmentation(live, index.shape, size)
-        return clients, Batches(torch.from_numpy(index).to(self.device), size, shift, flip)
+        return clients, Batches(torch.from_numpy(index).to(self.device), size,
+                                *self._draw_augmentation(live, index.shape, size),
+                                self._draw_views(live, index.shape, size))
 
     def _draw_run(self, rng: np.random.Generator) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         N, K, c = len(self.parts), self.config["clients_per_round"], self.config
@@ -269,17 +273,35 @@ class _Federation:
         """Where each image is cropped, and whether it is mirrored; ``shape`` (R, T, B) is that of the batches."""
         if self.config["augment"] is None:
             return None, None
-        shift, flip, K = np.full((*shape, 2), PADDING), np.zeros(shape, bool), shape[0] // len(live)
-        for i, s in enumerate(live):
-            rng, rows = np.random.default_rng([self.settings[s]["seed"], self.t, 1]), slice(K * i, K * i + K)
-            # As many numbers as the run needs when it is alone: other runs of the sweep must not change it.
-            own = [row[rows] for row in sizes if any(row[rows])]
-            T, B = len(own), max(map(max, own))
+        shift, flip = np.full((*shape, 2), PADDING), np.zeros(shape, bool)
+        for rows, own, rng in self._own(live, sizes, stream=1):
             if "crop" in self.config["augment"]:
-                shift[rows, :T, :B] = rng.integers(0, 2 * PADDING + 1, (K, T, B, 2))
+                shift[rows, :own[1], :own[2]] = rng.integers(0, 2 * PADDING + 1, (*own, 2))
             if "flip" in self.config["augment"]:
-                flip[rows, :T, :B] = rng.random((K, T, B)) < 0.5
+                flip[rows, :own[1], :own[2]] = rng.random(own) < 0.5
         return torch.from_numpy(shift).to(self.device), torch.from_numpy(flip).to(self.device)
+
+    def _draw_views(self, live: list[int], shape: tuple[int, int, int], sizes: list[list[int]]) -> Tensor | None:
+        """(R, T, B, 7), how each image of the batches is distorted."""
+        if self.algorithm.view is None:
+            return None
+        views = np.zeros((*shape, 7), np.float32)
+        for rows, own, rng in self._own(live, sizes, stream=2):
+            views[rows, :own[1], :own[2]] = self.algorithm.view(rng, own)
+        return torch.from_numpy(views).to(self.device)
+
+    def _own(self, live: list[int], sizes: list[list[int]],
+             stream: int) -> Iterator[tuple[slice, tuple[int, int, int], np.random.Generator]]:
+        """For each run: its rows of the cohort, the shape (K, T, B) it has when alone, and a generator of its own.
+
+        The shape, because other runs of the sweep must not change how many numbers a run draws.
+        """
+        K = len(sizes[0]) // len(live)
+        for i, s in enumerate(live):
+            rows = slice(K * i, K * i + K)
+            own = [row[rows] for row in sizes if any(row[rows])]
+            rng = np.random.default_rng([self.settings[s]["seed"], self.t, stream])
+            yield rows, (K, len(own), max(map(max, own))), rng
 
     def _local(self, run: Tensor, client: Tensor, batches: Batches) -> Local:
         def column(values: list[float | None]) -> Tensor:
@@ -319,7 +341,8 @@ class _Federation:
         memory = {name: rows[live] for name, rows in self.server_memory.items()}
         share = sizes / self.counts.sum()
         update = Update(torch.einsum("sk,skp->sp", p, deltas), deltas, p, memory, sent, len(self.parts), share, self.t)
-        self.w[live] = self.algorithm.server(w, update)
+        moved, frozen = self.algorithm.server(w, update), self.trainer.frozen
+        self.w[live] = moved if frozen is None else torch.where(frozen, w, moved)  # momentum must not move them either
         for name, rows in memory.items():
             self.server_memory[name][live] = rows
         self.buffers[live] = torch.einsum("sk,skq->sq", p, buffers)
@@ -341,15 +364,28 @@ class _Federation:
     def evaluate(self) -> None:
         """Add a line to the history of every live run."""
         w = self.w if self.algorithm.readout is None else self.algorithm.readout(self.w, self.server_memory)
-        numbers = self.algorithm.messages * (self.layout.P - len(self.stays)) + self.layout.Q - len(self.buffers_stay)
-        sent = 4 * self.config["clients_per_round"] * numbers  # bytes of float32, each way
+        if self.algorithm.begin_round:
+            self.algorithm.begin_round(self.net, self.t - 1)  # the network as the round that has just ended had it
+        down, up = self._bytes()
         for s in range(len(self.settings)):
             if self.diverged[s] is None:
-                pooled, by_client = self._accuracies(s, w[s])
+                pooled, by_client = self._accuracies(s, w[s]) if self.algorithm.labels else (math.nan, [])
                 mean = sum(by_client) / len(by_client) if by_client else math.nan
                 self.history[s].append({"round": self.t, "loss": self.losses[s], "accuracy": pooled,
-                                        "client_accuracy": mean, "bytes_down": sent, "bytes_up": sent,
+                                        "client_accuracy": mean, "bytes_down": down, "bytes_up": up,
                                         "clients": by_client})
+
+    def _bytes(self) -> tuple[int, int]:
+        """What the round's clients together get (all but what is theirs or absent) and send (what learned)."""
+        layout, still = self.layout, torch.zeros(self.layout.P, dtype=torch.bool)
+        still[self.stays.cpu()] = True
+        absent, _ = layout.columns(self.algorithm.absent(self.net), torch.device("cpu"))
+        down, frozen = still.clone(), layout.frozen(self.net)
+        down[absent] = True
+        up = still if frozen is None else still | frozen
+        buffers = layout.Q - len(self.buffers_stay)
+        return tuple(4 * self.config["clients_per_round"] * (self.algorithm.messages * int((~out).sum()) + buffers)
+                     for out in (down, up))
 
     def _accuracies(self, s: int, w: Tensor) -> tuple[float, list[float]]:
         """Pooled accuracy, and each client's own.
@@ -415,7 +451,7 @@ class _Federation:
             if client is not None:
                 row[stays], own[buffers_stay] = home[s, client], buffers_home[s, client]
             layout.bind(net, row, own)
-            return net.eval()
+            return net.eval().requires_grad_(True)
 
         def by_client(lines: list[dict]) -> pd.DataFrame:
             rounds = pd.Index([line["round"] for line in lines], name="round", dtype=int)
@@ -585,8 +621,16 @@ def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | N
                          "clients")
 
 
-def _check_network(net: nn.Module, data: Data) -> None:
-    """Refuse a network that does not fit the images or the classes."""
+def _check_views(name: str, batch_size: int, sizes: list[int], by_epochs: bool) -> None:
+    """Refuse batches of one image, whose two views find each other without looking."""
+    lone = [k for k, n in enumerate(sizes) if min(n, batch_size) < 2 or by_epochs and n % batch_size == 1]
+    if lone:
+        raise ValueError(f"{name!r} compares an image with the others of its batch, but with batch_size {batch_size} "
+                         f"client(s) {', '.join(map(str, lone))} would have a batch of one image")
+
+
+def _check_network(net: nn.Module, data: Data, labels: bool = True) -> None:
+    """Refuse a network that does not fit the images or, if there are ``labels``, the classes."""
     dtype, one = next(net.parameters()).dtype, torch.zeros(1, *data.shape, dtype=torch.uint8)
     try:
         with torch.no_grad():
@@ -595,7 +639,7 @@ def _check_network(net: nn.Module, data: Data) -> None:
         kind = "windows" if data.is_text else "images"
         raise ValueError(f"the network does not take {kind} of shape {data.shape}, as {data.name!r} has: "
                          f"{error}") from error
-    if logits.shape != (1, data.num_classes):
+    if labels and logits.shape != (1, data.num_classes):
         raise ValueError(f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} "
                          "classes")
 
