@@ -36,8 +36,8 @@ from fedlib import (
     texts,
     tuning,
 )
-from fedlib.explore import explore
+from fedlib.explore import explore, explore_runs
 from fedlib.simulate import Run, run, sweep
 
-__all__ = ["Run", "algorithms", "chapter", "claims", "cohort", "construct", "data", "domains", "explore", "measure",
-           "models", "norms", "partition", "plots", "run", "sweep", "texts", "tuning"]
+__all__ = ["Run", "algorithms", "chapter", "claims", "cohort", "construct", "data", "domains", "explore",
+           "explore_runs", "measure", "models", "norms", "partition", "plots", "run", "sweep", "texts", "tuning"]

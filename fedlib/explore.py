@@ -86,6 +86,80 @@ def explore(
     return Explorer(draw, alt, labels, start, ordered, photo, live, grid)
 
 
+def explore_runs(
+    runs: Mapping[tuple, Mapping[str, Any]],
+    names: Sequence[str],
+    words: Callable[..., str],
+    *,
+    among: str,
+    x: str = "round",
+    y: str = "accuracy",
+    scale: float = 1.0,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    ylim: tuple[float, float] | None = None,
+    **options: Any,
+) -> Explorer:
+    """An explorer of recorded runs: the chosen setting's curves in their colours, those of its neighbours in grey.
+
+    Args:
+        runs: setting, as a tuple with one value for each of ``names``, to its curves: label to a Run, to a DataFrame
+            with columns ``x`` and ``y``, or to a list of either, one a seed. A label has the same colour in every
+            frame (:func:`fedlib.plots.line_style`). Settings that are missing show grey lines only.
+        names: the parameters, in the order of their controls.
+        words: function of the setting: what the frame shows, for its title and its alt text.
+        among: the parameter whose other values are shown in grey.
+        x: column along the bottom.
+        y: column shown.
+        scale: factor on ``y`` (100 turns fractions into per cent).
+        xlabel: words along the bottom; default ``x``.
+        ylabel: words along the side; default ``y``.
+        ylim: limits of the vertical axis.
+        **options: ``labels``, ``start``, ``ordered``, ``max_frames``, ``live`` of :func:`explore`.
+
+    Returns:
+        An :class:`Explorer`; numbers on its sliders are in rising order.
+
+    Raises:
+        ValueError: no runs, a setting with another number of values than ``names``, an unknown ``among``, and
+            whatever :func:`explore` refuses.
+    """
+    import matplotlib.pyplot as plt
+
+    from fedlib import plots
+
+    if not runs:
+        raise ValueError("runs must hold at least one setting, got none")
+    wrong = next((key for key in runs if not isinstance(key, tuple) or len(key) != len(names)), None)
+    if wrong is not None:
+        raise ValueError(f"a setting must be a tuple of {len(names)} values ({', '.join(names)}), got {wrong!r}")
+    if among not in names:
+        raise ValueError(f"among must be one of {', '.join(names)}, got {among!r}")
+    xlabel, ylabel, place = xlabel or x, ylabel or y, list(names).index(among)
+
+    def draw(**setting):
+        key = tuple(setting[name] for name in names)
+        near = {(other, label): run for other, curves in runs.items() for label, run in curves.items()
+                if other[:place] + other[place + 1:] == key[:place] + key[place + 1:]}
+        figure, ax = plt.subplots(figsize=(6.4, 3.6))
+        chosen = [pair for pair in near if pair[0] == key]
+        if near:
+            plots.highlight(ax, near, chosen, x, y, scale=scale, look=lambda pair: plots.line_style(pair[1]),
+                            name=lambda pair: pair[1] if pair[0] == key else "_")
+        ax.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim, title=words(**setting))
+        ax.margins(x=0)
+        plots.label_lines(ax)
+        return figure
+
+    grid = {name: list(dict.fromkeys(key[i] for key in runs)) for i, name in enumerate(names)}
+    grid = {name: sorted(values) if all(map(_number, values)) else values for name, values in grid.items()}
+    return explore(draw, alt=lambda **setting: f"{ylabel} against {xlabel}: {words(**setting)}.", **options, **grid)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _check(grid, labels, start, ordered, alt, max_frames):
     if not grid:
         raise ValueError("explore needs at least one parameter with its values, got none")
@@ -183,7 +257,7 @@ class Explorer:
 
         controls = []
         for name, values in self.grid.items():
-            number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+            number = all(map(_number, values))
             kind = w.SelectionSlider if (number or name in self.ordered) and len(values) > 1 else w.Dropdown
             options = [(_show(value), index) for index, value in enumerate(values)]
             at = values.index(self.settings[self.first][name])

@@ -9,7 +9,7 @@ Lines also differ in dash and are labelled directly.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 INK, GRID = "#222222", "#d9d9d9"
+FAINT, FAINT_TEXT = "#b4b4b4", "#707070"  # runs that stand behind the one that is looked at, and their names
 BLACK, BLUE, RED, GREEN, PINK = "#444444", "#0072b2", "#d55e00", "#00855f", "#b8488f"
 OCHRE, SLATE, VIOLET, BROWN, OLIVE, GREY = "#957300", "#64748b", "#6a51a3", "#8c564b", "#66700a", "#8a8a8a"
 
@@ -122,8 +123,9 @@ def label_lines(ax, *, gap: float = 1.15, pad: float = 0.015, **text: Any) -> No
     height = ax.figure.get_size_inches()[1] * ax.get_position().height * 72
     at = _spread(np.array([end for end, _ in ends]), gap * points / height)
     for where, (_, line) in zip(at, ends, strict=True):
-        ax.text(1 + pad, where, line.get_label(), color=line.get_color(), transform=ax.transAxes, va="center",
-                fontsize=size, **text)
+        shade = FAINT_TEXT if line.get_color() == FAINT else line.get_color()
+        ax.text(1 + pad, where, line.get_label(), color=shade, transform=ax.transAxes, va="center", fontsize=size,
+                **text)
 
 
 def _spread(at: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
@@ -197,14 +199,8 @@ def curves(runs: Mapping[str, Any], x: str = "round", y: str = "accuracy", *, ax
         raise ValueError("runs must hold at least one label, got none")
     ax = plt.subplots()[1] if ax is None else ax
     for label, given in runs.items():
-        frames = [getattr(run, "history", run) for run in (given if isinstance(given, (list, tuple)) else [given])]
-        for frame in frames:
-            missing = [column for column in (x, y) if column not in frame]
-            if missing:
-                raise ValueError(f"run {label!r} has no column {missing[0]!r}; it has {', '.join(map(str, frame))}")
-        series = [frame[[x, y]].dropna().groupby(x)[y].last() for frame in frames]
-        points = sorted(set(itertools.chain.from_iterable(one.index for one in series)))
-        band(ax, points, [one.reindex(points).to_numpy() * scale for one in series], label)
+        points, values = _by_seed(label, given, x, y)
+        band(ax, points, scale * values, label)
     ax.set_xlabel(xlabel or x)
     ax.set_ylabel(ylabel or y)
     ax.margins(x=0)
@@ -213,6 +209,52 @@ def curves(runs: Mapping[str, Any], x: str = "round", y: str = "accuracy", *, ax
     else:
         ax.legend()
     return ax
+
+
+def _by_seed(label: Any, given: Any, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Points (P,) and values (seeds, P) of a Run, a DataFrame or a list of either; NaN where a seed has no value."""
+    frames = [getattr(run, "history", run) for run in (given if isinstance(given, (list, tuple)) else [given])]
+    for frame in frames:
+        missing = [column for column in (x, y) if column not in frame]
+        if missing:
+            raise ValueError(f"run {label!r} has no column {missing[0]!r}; it has {', '.join(map(str, frame))}")
+    series = [frame[[x, y]].dropna().groupby(x)[y].last() for frame in frames]
+    points = sorted(set(itertools.chain.from_iterable(one.index for one in series)))
+    return np.array(points), np.array([one.reindex(points).to_numpy(dtype=float) for one in series])
+
+
+def highlight(ax, runs: Mapping[Hashable, Any], chosen: Hashable | Iterable[Hashable], x: str = "round",
+              y: str = "accuracy", *, scale: float = 1.0, look: Callable[[Hashable], Mapping[str, Any]] = line_style,
+              name: Callable[[Hashable], str] = str) -> None:
+    """Curves of recorded runs: the chosen one in its colour, mean and spread over seeds, all others thin and grey.
+
+    Lines carry their names as labels, for :func:`label_lines`; runs of one to three points show the points.
+
+    Args:
+        ax: axes.
+        runs: key to a Run, to a DataFrame with columns ``x`` and ``y``, or to a list of either, one a seed.
+        chosen: a key of ``runs``, or a list or set of keys; keys that ``runs`` does not have are passed over.
+        x: column along the bottom.
+        y: column shown.
+        scale: factor on ``y`` (100 turns fractions into per cent).
+        look: key to keyword arguments of ``ax.plot`` for the line where it is chosen.
+        name: key to the line's label.
+
+    Raises:
+        ValueError: no runs, or a run without one of the columns.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    keys = set(chosen) if isinstance(chosen, (list, set, frozenset)) else {chosen}
+    for key, given in runs.items():
+        points, values = _by_seed(key, given, x, y)
+        mark = {"marker": "o", "markersize": 4} if 0 < len(points) <= 3 else {}
+        if key in keys:
+            band(ax, points, scale * values, name(key), **{"linewidth": 2.2, "zorder": 3, **mark, **look(key)})
+        else:
+            alive = np.isfinite(values)
+            mean = np.where(alive, values, 0).sum(0) / alive.sum(0)  # a point is there because some seed has it
+            ax.plot(points, scale * mean, color=FAINT, linewidth=1, label=name(key), **mark)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -4,9 +4,11 @@ from html import unescape
 import ipywidgets
 import matplotlib
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
-from fedlib.explore import explore
+from fedlib import plots
+from fedlib.explore import explore, explore_runs
 
 matplotlib.use("agg")
 all_at_once = pytest.mark.skipif(not hasattr(ipywidgets, "Stack"), reason="this ipywidgets draws when asked, see below")
@@ -116,3 +118,40 @@ def test_words_in_an_order_get_a_slider():
     assert [type(control).__name__ for control in controls] == ["Dropdown", "SelectionSlider"]
     with pytest.raises(ValueError, match=r"ordered names unknown parameters \['c'\]; known: a, b"):
         explore(draw, alt="A line.", ordered=["c"], a=[1], b=["x", "z"])
+
+
+FRAME = pd.DataFrame({"round": [1, 2], "accuracy": [0.1, 0.5]})
+RUNS = {(0.3, "digits"): {"LN": FRAME, "FN": [FRAME, FRAME]}, (0.1, "digits"): {"LN": FRAME},
+        (0.1, "text"): {"LN": FRAME}}
+
+
+def recorded(**options):
+    return explore_runs(RUNS, ("rate", "data"), lambda rate, data: f"{data} at {rate:g}", among="rate", live=True,
+                        scale=100, ylabel="accuracy (%)", **options)
+
+
+def test_recorded_runs_show_the_chosen_setting_among_its_neighbours():
+    made = recorded()
+    assert made.grid == {"rate": [0.1, 0.3], "data": ["digits", "text"]}
+    ax = made.draw(rate=0.3, data="digits").axes[0]
+    shades = {(line.get_label(), line.get_color()) for line in ax.lines}
+    assert shades == {("LN", plots.colour("LN")), ("FN", plots.colour("FN")), ("_", plots.FAINT)}
+    assert {text.get_text() for text in ax.texts} == {"LN", "FN"}
+    assert ax.get_title() == "digits at 0.3" and ax.get_ylabel() == "accuracy (%)"
+    ax = made.draw(rate=0.3, data="text").axes[0]  # not run: its neighbour alone
+    assert [line.get_color() for line in ax.lines] == [plots.FAINT] and not ax.texts
+    assert alt_of(made.frames[0]) == "accuracy (%) against round: digits at 0.1."
+    assert alt_of(recorded(start={"rate": 0.3}).frames[2]) == "accuracy (%) against round: digits at 0.3."
+    plt.close("all")
+
+
+@pytest.mark.parametrize("runs, options, message", [
+    ({}, {}, "runs must hold at least one setting"),
+    ({(0.1,): {"LN": FRAME}}, {}, r"a setting must be a tuple of 2 values \(rate, data\), got \(0.1,\)"),
+    ({0.1: {"LN": FRAME}}, {}, "a setting must be a tuple of 2 values"),
+    (RUNS, {"among": "seed"}, "among must be one of rate, data, got 'seed'"),
+    (RUNS, {"start": {"rate": 9}}, "start of 'rate' must be one of"),
+])
+def test_bad_recorded_runs_are_refused(runs, options, message):
+    with pytest.raises(ValueError, match=message):
+        explore_runs(runs, ("rate", "data"), lambda **_: "words", **{"among": "rate", "live": True, **options})

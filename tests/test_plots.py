@@ -51,6 +51,35 @@ def test_band_is_mean_and_sample_spread_of_the_runs_still_alive():
         plots.band(ax, [1, 2], [1, 2, 3], "LN")
 
 
+def test_highlight_colours_the_chosen_run_and_greys_the_others():
+    frame = pd.DataFrame({"round": [1, 2, 3, 4], "accuracy": [0.1, 0.5, 0.6, 0.7]})
+    other = frame.assign(accuracy=[0.3, 0.7, np.nan, 0.9])
+    ax = plt.subplots()[1]
+    plots.highlight(ax, {("LN", 1): [frame, other], ("LN", 2): other}, ("LN", 1), scale=100,
+                    look=lambda key: plots.line_style(key[0]), name=lambda key: f"rate {key[1]}")
+    chosen, grey = ax.lines
+    assert (chosen.get_color(), grey.get_color()) == (plots.colour("LN"), plots.FAINT)
+    assert (chosen.get_label(), grey.get_label()) == ("rate 1", "rate 2")
+    np.testing.assert_allclose(chosen.get_ydata(), [20, 60, 60, 80])
+    np.testing.assert_allclose(grey.get_ydata(), [30, 70, 90])
+    assert len(ax.collections) == 1 and chosen.get_zorder() > grey.get_zorder()  # the spread is the chosen run's
+    plots.label_lines(ax)
+    assert [text.get_color() for text in ax.texts] == [plots.colour("LN"), plots.FAINT_TEXT]
+    assert contrast_on_white(plots.FAINT_TEXT) >= 4.5
+
+
+def test_highlight_takes_several_short_or_missing_runs():
+    frame = pd.DataFrame({"round": [5, 6], "accuracy": [0.1, 0.5]})
+    ax = plt.subplots()[1]
+    plots.highlight(ax, {"LN": frame, "FN": frame, "BN": frame[:0]}, ["LN", "FN", "GN"])
+    assert [line.get_color() for line in ax.lines] == [plots.colour("LN"), plots.colour("FN"), plots.FAINT]
+    assert ax.lines[0].get_marker() == "o"  # two points make a poor line
+    with pytest.raises(ValueError, match="runs must hold at least one run, got none"):
+        plots.highlight(ax, {}, "LN")
+    with pytest.raises(ValueError, match="run 'LN' has no column 'loss'"):
+        plots.highlight(ax, {"LN": frame}, "LN", y="loss")
+
+
 def test_curves_take_frames_runs_and_seeds():
     frame = pd.DataFrame({"round": [0, 1], "accuracy": [0.1, 0.5]})
     run = type("Run", (), {"history": frame})()
