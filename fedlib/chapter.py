@@ -21,7 +21,7 @@ import yaml
 from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
-from fedlib.claims import MARKS, PRESETS, Claim, load_results, provenance
+from fedlib.claims import MARKS, PRESETS, Claim, load_results, provenance, typeset
 
 _SNAPSHOT = "_fedlib_begin"
 _WHERE = {"save", "checkpoints"}  # parameters that say where things go, not what comes out
@@ -164,7 +164,7 @@ def glue(name: str, text: Any) -> None:
 
     ``name`` is unique in the book; the text has ``{glue:text}`` and the name.
     """
-    display({"text/plain": str(text)}, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
+    display({"text/plain": typeset(str(text))}, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
 
 
 def not_run(preset: str) -> None:
@@ -186,9 +186,16 @@ def recorded(chapter: str, results: str | Path = "results") -> dict[str, dict]:
 
 def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), caption: str | None = None) -> Styler:
     """A small table: numbers with ``digits`` decimals, those of the columns in ``signed`` with their sign."""
-    numbers = frame.select_dtypes("number").columns
-    form = {c: f"{{:+.{digits}f}}" if c in signed else f"{{:.{digits}f}}" for c in numbers}
-    styled = frame.style.format(form, na_rep="–").set_table_attributes('class="dataframe"')
+    def number(sign: str) -> Callable[[float], str]:
+        def form(value: float) -> str:
+            text = f"{value:{sign}.{digits}f}"
+            return typeset(text) if float(text) else text.lstrip("+-")  # a rounded zero has no sign
+        return form
+
+    forms = {column: number("+" if column in signed else "") for column in frame.select_dtypes("number").columns}
+    forms |= {column: lambda value: typeset(value) if isinstance(value, str) else value
+              for column in frame.columns if column not in forms}
+    styled = frame.style.format(forms, na_rep="–").set_table_attributes('class="dataframe"')
     return styled.set_caption(caption) if caption else styled
 
 
@@ -202,14 +209,17 @@ class Verdicts:
     def judge(self, id: str, statement: str, paper: str, measured: str | float, verdict: str) -> None:
         """Add a claim (see :class:`fedlib.claims.Claim`) and show it."""
         self.claims.append(Claim(id, self.chapter, statement, paper, measured, verdict))
-        display(Markdown(f"**Claim.** {statement} *Paper:* {paper}. *Here:* {measured}. "
-                         f"**{MARKS[verdict]} {verdict}**"))
+        here = typeset(measured) if isinstance(measured, str) else f"{measured:.4g}"
+        kind = verdict.replace(" ", "-")
+        display(Markdown(f'<div class="claim {kind}">\n\n**Claim.** {typeset(statement)}\n\n*Paper:* {typeset(paper)}. '
+                         f'*Here:* {here}. <span class="verdict {kind}">{MARKS[verdict]} {verdict}</span>\n\n</div>'))
 
     def table(self) -> Styler:
-        """All claims, paper beside ours."""
+        """All claims, paper beside ours, each verdict in its colour."""
         frame = pd.DataFrame([{"claim": one.statement, "paper": one.paper, "here": one.measured,
                                "verdict": f"{MARKS[one.verdict]} {one.verdict}"} for one in self.claims])
-        return table(frame).hide(axis="index")
+        kinds = pd.DataFrame({"verdict": ["verdict " + one.verdict.replace(" ", "-") for one in self.claims]})
+        return table(frame).hide(axis="index").set_table_attributes('class="dataframe claims"').set_td_classes(kinds)
 
     def expect(self, verdicts: Mapping[str, str]) -> None:
         """Stop the notebook unless these claims were given these verdicts, in either direction.

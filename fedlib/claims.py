@@ -295,6 +295,27 @@ def provenance(result: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def typeset(text: str) -> str:
+    """Text for a page: true minus signs, powers of ten, and numbers that stay with their unit at the end of a line.
+
+    Args:
+        text: as Python prints it, for example ``"3e-16 after 20 rounds, -6.8 %"``.
+
+    Returns:
+        For example ``"3·10⁻¹⁶ after 20 rounds, −6.8 %"``, with no-break spaces before ``%`` and around ``±``.
+    """
+    def power(found: re.Match) -> str:
+        exponent = str(int(found[2])).translate(_RAISED)
+        return found[1] if float(found[1]) == 0 or int(found[2]) == 0 else f"{found[1]}·10{exponent}"
+
+    text = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]\d+)\b", power, text)
+    text = re.sub(r"(?<![\w.)\]–-])-(?=\d)", "−", text)
+    return re.sub(r" (?=%|±)|(?<=±) (?=\d)| (?== [−\d])|(?<= =) (?=[−\d])", "\u00a0", text)
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 # ---------------------------------------------------------------- the scoreboard
 
 
@@ -328,45 +349,71 @@ def _measured(value: str | float | None) -> str:
     return "not finite" if value is None else value if isinstance(value, str) else f"{value:.4g}"
 
 
-def _badge(verdict: str) -> str:
+def _badge(verdict: str, words: str | None = None) -> str:
     kind = verdict.replace(" ", "-")
-    return f'<span class="verdict {kind}"><span aria-hidden="true">{MARKS[verdict]}</span> {verdict}</span>'
+    return f'<span class="verdict {kind}"><span aria-hidden="true">{MARKS[verdict]}</span> {words or verdict}</span>'
 
 
-def scoreboard_html(folder: str | Path = "results", *, every_preset: bool = True, link: str = "{}.html") -> str:
-    """The scoreboard as an HTML table; each claim links to the cell that judges it.
+def scoreboard_html(folder: str | Path = "results", *, every_preset: bool = True, link: str = "{}.html",
+                    titles: Mapping[str, str] | None = None) -> str:
+    """The scoreboard in HTML, one table a chapter to fold and unfold; each claim links to the cell that judges it.
 
     Args:
         folder: where results live.
-        every_preset: a column for each preset; False shows only the largest one that was run.
+        every_preset: all tables unfolded, with a column for each preset that judged a claim of the chapter; False
+            folds them and shows only the largest preset that was run.
         link: where a chapter's page lies, seen from the page that shows the table; ``{}`` is the chapter's name.
+        titles: chapter's name to its title; default the name.
     """
     board = scoreboard(folder)
     if board.empty:
         return '<p class="scoreboard-empty">No results are recorded yet: run a chapter to fill this table.</p>'
-    ours = [f"Ours, {preset}" for preset in PRESETS] if every_preset else ["Ours"]
-    heads = ["Claim", "Paper", *ours, "Verdict"]
+    return "\n".join(_chapter_html(rows, every_preset, link.format(name), (titles or {}).get(name, name))
+                     for name, rows in board.groupby("chapter"))
+
+
+def _chapter_html(rows: pd.DataFrame, every_preset: bool, page: str, title: str) -> str:
+    presets = [preset for preset in PRESETS if rows[preset].any()] if every_preset else []
+    heads = ["Claim", "Paper", *(f"Ours, {preset}" for preset in presets), *([] if every_preset else ["Ours"]),
+             "Verdict"]
     lines = []
-    for key, row in board.iterrows():
-        href = html.escape(f"{link.format(row['chapter'])}#claim-{key}", quote=True)
-        cells = [html.escape(row["paper_says"]), *_ours(row, every_preset), _badge(row["verdict"])]
+    for key, row in rows.iterrows():
+        href = html.escape(f"{page}#claim-{key}", quote=True)
+        ours = _ours(row, presets) if every_preset else [_largest(row)]
+        cells = [_text(row["paper_says"]), *ours, _badge(row["verdict"])]
         body = "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(heads[1:], cells, strict=True))
-        lines.append(f'<tr><th scope="row"><a href="{href}">{html.escape(row["statement"])}</a></th>{body}</tr>')
+        lines.append(f'<tr><th scope="row"><a href="{href}">{_text(row["statement"])}</a></th>{body}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return (f'<table class="scoreboard"><thead><tr>{head}</tr></thead>\n<tbody>\n'
-            + "\n".join(lines) + "\n</tbody></table>")
+    verdicts = rows["verdict"].tolist()
+    counts = " ".join(_badge(kind, f"{verdicts.count(kind)} {_VERBS[kind][verdicts.count(kind) > 1]}")
+                      for kind in VERDICTS if kind in verdicts)
+    summary = f'<summary><span class="chapter">{html.escape(title)}</span> {counts}</summary>'
+    return (f'<details class="board"{" open" if every_preset else ""}>{summary}\n'
+            f'<table class="scoreboard"><thead><tr>{head}</tr></thead>\n<tbody>\n'
+            + "\n".join(lines) + "\n</tbody></table></details>")
 
 
-def _ours(row: pd.Series, every_preset: bool) -> list[str]:
+def _text(text: str) -> str:
+    return html.escape(typeset(text))
+
+
+def _largest(row: pd.Series) -> str:
+    """What the largest preset measured, with its name."""
+    preset = row["largest"]
+    return f'{_text(row[preset])} <span class="preset">{preset}</span>' if preset else "–"
+
+
+def _ours(row: pd.Series, presets: list[str]) -> list[str]:
     """Cells of what was measured; a preset whose verdict is not that of the row says its own."""
-    if not every_preset:
-        largest = row["largest"]
-        return [f'{html.escape(row[largest])} <span class="preset">{largest}</span>' if largest else "–"]
     cells = []
-    for preset in PRESETS:
+    for preset in presets:
         differs = row[preset] and row[f"{preset}_verdict"] != row["verdict"]
-        cells.append((html.escape(row[preset]) or "–") + (_badge(row[f"{preset}_verdict"]) if differs else ""))
+        cells.append((_text(row[preset]) or "–") + (f' {_badge(row[f"{preset}_verdict"])}' if differs else ""))
     return cells
+
+
+_VERBS = {"holds": ("holds", "hold"), "holds in part": ("holds in part", "hold in part"),
+          "does not hold": ("does not hold", "do not hold"), "not run": ("was not run", "were not run")}
 
 
 def summary(folder: str | Path = "results") -> str:
@@ -374,8 +421,6 @@ def summary(folder: str | Path = "results") -> str:
     verdicts = scoreboard(folder)["verdict"].tolist()
     if not verdicts:
         return "No claim has been put to the test yet."
-    words = {"holds": ("holds", "hold"), "holds in part": ("holds in part", "hold in part"),
-             "does not hold": ("does not hold", "do not hold"), "not run": ("was not run", "were not run")}
     found = {kind: verdicts.count(kind) for kind in VERDICTS if kind in verdicts}
-    parts = [f"{count} {words[kind][count > 1]}" for kind, count in found.items()]
+    parts = [f"{count} {_VERBS[kind][count > 1]}" for kind, count in found.items()]
     return f"Of {len(verdicts)} claim{'s' * (len(verdicts) > 1)}, {', '.join(parts)}."

@@ -1,3 +1,5 @@
+import re
+
 import pandas as pd
 import pytest
 import yaml
@@ -80,8 +82,26 @@ def test_verdicts_are_expected_in_either_direction():
 
 
 def test_tables_show_signs_and_gaps():
-    html = chapter.table(pd.DataFrame({"accuracy": [91.26, None], "gain": [3.14, -1.0]}), signed=["gain"]).to_html()
-    assert "91.3" in html and "–" in html and "+3.1" in html and "-1.0" in html
+    frame = pd.DataFrame({"accuracy": [91.26, None, 0.0], "gain": [3.14, -1.0, -0.04], "rate": ["-1 ± 2 %", None, "x"]})
+    html = chapter.table(frame, signed=["gain"]).to_html()
+    cells = re.findall(r'<td [^>]*>([^<]*)</td>', html)
+    assert cells == ["91.3", "+3.1", "−1\u00a0±\u00a02\u00a0%", "–", "−1.0", "–", "0.0", "0.0", "x"]
+
+
+def test_a_claim_is_shown_in_the_colour_of_its_verdict(monkeypatch):
+    shown = []
+    monkeypatch.setattr(chapter, "display", lambda page: shown.append(page.data))
+    chapter.Verdicts("02_x").judge("a", "A is above B.", "+3 (Table 1)", "-4 %", "does not hold")
+    assert '<div class="claim does-not-hold">\n\n**Claim.** A is above B.' in shown[0]
+    assert "*Here:* −4\u00a0%." in shown[0] and "✗ does not hold</span>" in shown[0]
+
+
+def test_glued_numbers_are_typeset(monkeypatch):
+    shown = []
+    monkeypatch.setattr(chapter, "display", lambda bundle, **_: shown.append(bundle["text/plain"]))
+    chapter.glue("x", -0.08)
+    chapter.glue("y", "3e-16")
+    assert shown == ["−0.08", "3·10⁻¹⁶"]
 
 
 def test_sources_are_shown_without_docstrings(monkeypatch):

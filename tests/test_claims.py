@@ -107,6 +107,31 @@ def test_scoreboard_html_links_and_escapes(tmp_path, every):
     assert "\n\n" not in table  # a blank line would end the HTML block in Markdown
 
 
+def test_scoreboard_html_has_a_table_for_each_chapter(tmp_path):
+    save(tmp_path)
+    save(tmp_path, "cpu", verdict="does not hold", measured="-1 point")
+    claims.save_results("03_y", "quick", config={}, folder=tmp_path,
+                        claims=[Claim("b", "03_y", "B.", "p", "", "not run")])
+    table = claims.scoreboard_html(tmp_path, titles={"02_x": "Layers & skew"})
+    first, second = table.split("</details>")[:2]
+    assert first.count("<details") == 1 and " open>" in first
+    assert '<span class="chapter">Layers &amp; skew</span>' in first and "1 does not hold</span></summary>" in first
+    assert [name in first for name in ("Ours, quick", "Ours, cpu", "Ours, colab")] == [True, True, False]
+    assert '21.3 <span class="verdict holds">' in first and "<td data-label=\"Ours, cpu\">−1 point</td>" in first
+    assert '<span class="chapter">03_y</span>' in second and "1 was not run" in second and "Ours" not in second
+    brief = claims.scoreboard_html(tmp_path, every_preset=False)
+    assert " open" not in brief and '−1 point <span class="preset">cpu</span>' in brief
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("3e-16 after 20 rounds", "3·10⁻¹⁶ after 20 rounds"), ("0e+00, 5.0e+00 and 1.5e+03", "0, 5.0 and 1.5·10³"),
+    ("-6.8 points, (-1), LN-G -2", "−6.8 points, (−1), LN-G −2"), ("2026-11-22, 10-12, a-1", "2026-11-22, 10-12, a-1"),
+    ("93.0 ± 2.6 %, β = 0.1", "93.0\u00a0±\u00a02.6\u00a0%, β\u00a0=\u00a00.1"), ("x = y, e+f", "x = y, e+f"),
+])
+def test_numbers_are_typeset(text, shown):
+    assert claims.typeset(text) == shown
+
+
 def test_provenance_names_data_seeds_rounds_machine_and_time(tmp_path):
     save(tmp_path)
     line = claims.provenance(claims.load_results(tmp_path)["02_x"]["quick"])

@@ -57,14 +57,23 @@ def setup(app):
 
 def write_scoreboard(app, config):
     results = BOOK / "results"
+    titles = chapter_titles()
     config.myst_substitutions = {
         **(config.myst_substitutions or {}),
-        "scoreboard": claims.scoreboard_html(results),
-        "scoreboard_brief": claims.scoreboard_html(results, every_preset=False),
+        "scoreboard": claims.scoreboard_html(results, titles=titles),
+        "scoreboard_brief": claims.scoreboard_html(results, every_preset=False, titles=titles),
         "scoreboard_summary": claims.summary(results),
         "provenance": provenance_list(results),
         "versions": version_table(),
+        "machine": machine(),
     }
+
+
+def chapter_titles() -> dict[str, str]:
+    """Name of each chapter's notebook -> its title, the first line."""
+    cells = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+             for path in BOOK.glob("[0-9][0-9]_*.ipynb")}
+    return {name: "".join(cell["source"]).splitlines()[0].removeprefix("# ") for name, cell in cells.items()}
 
 
 def provenance_list(results: Path) -> str:
@@ -78,13 +87,16 @@ def provenance_list(results: Path) -> str:
 
 
 def version_table() -> str:
-    """What this build ran on."""
+    """Versions of what this build ran with."""
     names = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "ipywidgets", "jupyter-book", "sphinx")
     rows = [("Python", platform.python_version()), *((name, metadata.version(name)) for name in names)]
-    machine = claims.hardware()
-    rows.append(("processor", f"{machine['cpu']}, {machine['cores']} cores"))
-    rows.append(("GPU", machine["gpu"] or "none"))
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join(["| package | version |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def machine() -> str:
+    """What this build ran on, in words."""
+    found = claims.hardware()
+    return f"{found['cpu']}, {found['cores']} cores, {found['gpu'] or 'no GPU'}"
 
 
 def serve_scripts(app, config):
@@ -135,13 +147,20 @@ def drop_addresses(app, what, name, obj, options, signature, annotation):
 
 
 def mend_markup(app, pagename, templatename, context, doctree):
-    """Sphinx lays out long signatures as definitions without terms, and references as a list without items."""
+    """Sphinx lays out long signatures as definitions without terms, and references as a list without items.
+
+    The table of executed notebooks names files and marks them with a picture that few fonts have.
+    """
     if "body" not in context:
         return
     body = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     lines = re.compile(r'<dl>\s*((?:<dd><em class="sig-param">(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>', re.S)
     context["body"] = lines.sub(lambda found: '<span class="sig-lines">' + re.sub(
         "<(/?)dd>", r"<\1span>", found[1]) + "</span>", body)
+    if pagename == "book/status":
+        body = context["body"].replace("✅", "✓ ran").replace("❌", "✗ failed")
+        titles = {"intro": "Front page", **chapter_titles()}
+        context["body"] = re.sub(r">book/(\w+)</", lambda found: f">{titles.get(found[1], found[1])}</", body)
 
 
 def drop_stale_notebooks(app, config):
