@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fedlib.algorithms import Algorithm, Update, fedavg
-from fedlib.cohort import Batches, Layout, Local, Trainer, cores
+from fedlib.cohort import Batches, Layout, Local, Trainer, cores, one_thread
 from fedlib.data import Data, prepare
 
 AUGMENTATIONS = ("crop", "flip", "flip+crop")
@@ -426,7 +426,9 @@ class _Federation:
         start, saved, before = time.monotonic(), time.monotonic(), self.seconds
         rounds = self.config["rounds"]
         label = progress if isinstance(progress, str) else self.algorithm.name
-        with tqdm(total=rounds, initial=self.t, desc=label, unit="round", leave=False, disable=not progress) as bar:
+        bar = tqdm(total=rounds, initial=self.t, desc=label, unit="round", leave=False, disable=not progress)
+        # Sums over clients are short: threads that wait for one another there cost more than they save.
+        with bar, one_thread(self.device):
             while self.t < rounds and not all(self.diverged):
                 self.round()
                 if self.t % self.config["evaluate_every"] == 0 or self.t == rounds:
