@@ -1,0 +1,420 @@
+"""fedlib, a plain PyTorch loop and other simulators on the same federated work, in turns.
+
+    python benchmarks/peers.py [WORKLOAD ...] [--python python3.12] [--repeats 9] [--out benchmarks/results]
+
+Workloads: the names in WORKLOADS, "agreement" and "growth"; all of them when left out. Each writes OUT/WORKLOAD.json,
+from which the book's page is made.
+
+What is trained is fixed to the last batch: the initial weights, the cohorts, the batches and their order are drawn once
+and handed to every runner (`benchmarks/runners/`), each a process in a virtual environment of its own (made on first
+use in `benchmarks/.venv`; the peers' environments see the torch of the first one, so that all run the same build).
+All runners of a workload are alive at once and take turns, a turn being one round or a few; the others wait meanwhile.
+"agreement" trains fewer clients for two rounds in float64 and compares the final weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import fedlib as fl
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "runners"))
+
+from common import network  # noqa: E402
+
+# name of a runner -> what pip installs into its environment; None: it runs in fedlib's own
+PACKAGES = {"plain": None, "fedlib": None, "pfl": "pfl", "flower": "flwr[simulation]", "fedlab": "fedlab",
+            "blazefl": "blazefl[contrib,reproducibility]"}
+NAMES = {"plain": "plain loop", "fedlib": "fedlib", "pfl": "pfl-research", "flower": "Flower", "fedlab": "FedLab",
+         "blazefl": "BlazeFL"}
+# largest relative difference of final weights in float64; pfl-research casts what clients send to float32
+TOLERANCE = {"pfl": 1e-7}
+AS_WRITTEN, CHANNELS_LAST = "as written", "channels-last"
+SECONDS = 300  # that a runner may be silent
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One line of a table: a runner, its options, and how its images lie in memory."""
+
+    runner: str
+    layout: str
+    options: dict = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        told = [f"{value} {name if value > 1 else name[:-1]}" if isinstance(value, int) else value
+                for name, value in self.options.items()]
+        return ", ".join([NAMES[self.runner], *told])
+
+
+# Each peer in the settings that were found best on two cores.
+PEERS = (("pfl", {"processes": 2, "threads": 1}), ("blazefl", {"threads": 2}),
+         ("blazefl", {"workers": 2, "threads": 1}), ("fedlab", {"threads": 2}), ("flower", {"actors": 2}))
+
+
+def contestants(layouts: tuple[str, ...], bf16: bool) -> list[Contestant]:
+    ours = [Contestant("fedlib", layout) for layout in layouts[::-1]]
+    ours += [Contestant("fedlib", CHANNELS_LAST, {"precision": "bf16"})] if bf16 else []
+    others = (("plain", {"threads": 2}), *PEERS)
+    return ours + [Contestant(runner, layout, options) for layout in layouts for runner, options in others]
+
+
+CIFAR = {"shape": [3, 32, 32], "classes": 10, "clients": 100, "images": 100, "clients_per_round": 10, "batch_size": 20,
+         "local_epochs": 1, "local_steps": None, "lr": 0.05, "seed": 0, "bias": True}
+WORKLOADS = {
+    "small_cnn": {**CIFAR, "title": "small CNN", "channels": [16, 32], "kernel": 3, "hidden": [64]},
+    "leaf_cnn": {**CIFAR, "title": "LEAF CNN", "channels": [32, 64], "kernel": 5, "hidden": [512]},
+    "mlp": {**CIFAR, "title": "MLP", "channels": [], "kernel": 0, "hidden": [200, 200], "rounds_per_turn": 5},
+    "logistic": {**CIFAR, "title": "logistic regression", "channels": [], "kernel": 0, "hidden": [],
+                 "rounds_per_turn": 10},
+    # chapter 2, quick preset: one class a client, ten clients of unequal size, all in every round
+    "one_class": {"title": "chapter 2, quick", "data": "digits", "channels": [8, 16], "kernel": 3, "hidden": [32],
+                  "bias": False, "clients": 10, "clients_per_round": 10, "batch_size": 16, "local_steps": 5,
+                  "local_epochs": None, "lr": 0.1, "seed": 0, "rounds_per_turn": 10},
+}
+
+
+# --- the work ---
+
+
+def prepare(path: Path, workload: dict, *, name: str, rounds: int, layout: str, precision: str = "float32",
+            device: str = "cpu", schedule: bool = True) -> None:
+    """Write everything that determines the training to an .npz file."""
+    s = {"images": 100, **workload, "name": name, "rounds": rounds, "layout": layout, "precision": precision,
+         "device": device}
+    rng = np.random.default_rng(0)
+    if "data" in s:
+        data = fl.data.load(s["data"])
+        images, labels = data.x_train.permute(0, 2, 3, 1).numpy(), data.y_train.numpy()
+        s.update(shape=list(data.shape), classes=data.num_classes)
+        parts = [p.numpy() for p in fl.partition.n_class(data.y_train, s["clients"], 1, seed=0)]
+    else:
+        stock = min(s["clients"] * s["images"], 10_000)  # clients share images where there would be more
+        channels, height, width = s["shape"]
+        images = rng.integers(0, 256, (stock, height, width, channels), dtype=np.uint8)
+        labels = rng.integers(0, s["classes"], stock)
+        parts = list((np.arange(s["clients"] * s["images"]) % stock).reshape(s["clients"], -1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(s["seed"])
+        start = torch.nn.utils.parameters_to_vector(network(s).parameters()).detach().double().numpy()
+    cohorts, index, size = draw(s, parts, rounds) if schedule else (np.zeros(0, int),) * 3
+    np.savez(path, settings=np.array(json.dumps(s)), images=images, labels=labels, start=start,
+             parts=np.concatenate(parts), part_sizes=[len(p) for p in parts], cohorts=cohorts, index=index, size=size)
+
+
+def draw(s: dict, parts: list[np.ndarray], rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cohorts (rounds, K), positions of images (rounds, K, T, B), padded, and batch sizes (rounds, K, T).
+
+    As fedlib draws them, which takes no schedule from outside: see :func:`fedlib.simulate.local_batches`.
+    """
+    cohorts, steps = [], []
+    for t in range(rounds):
+        rng, K = np.random.default_rng([s["seed"], t]), s["clients_per_round"]
+        cohorts.append(np.arange(K) if K == len(parts) else np.sort(rng.choice(len(parts), K, replace=False)))
+        steps += [fl.simulate.local_batches(rng, parts[k], s["batch_size"], local_steps=s["local_steps"],
+                                            local_epochs=s["local_epochs"]) for k in cohorts[-1]]
+    T = max(map(len, steps))
+    index, size = np.zeros((len(steps), T, s["batch_size"]), int), np.zeros((len(steps), T), int)
+    for row, batches in enumerate(steps):
+        for step, batch in enumerate(batches):
+            index[row, step, :len(batch)], size[row, step] = batch, len(batch)
+    return np.stack(cohorts), index.reshape(rounds, K, T, -1), size.reshape(rounds, K, T)
+
+
+# --- environments ---
+
+
+def environment(runner: str, python: str | None) -> str:
+    """The interpreter of a runner's environment, made if there is none.
+
+    Raises:
+        RuntimeError: pip could not install the package; the message is the end of what it said.
+    """
+    if python is None:
+        return sys.executable
+    root = HERE / ".venv"
+    base = root / "fedlib"
+    if not (base / "made").exists():
+        make(base, python, ["-e", str(HERE.parent)])
+    package = PACKAGES[runner]
+    if package is None:
+        return str(base / "bin" / "python")
+    own = root / runner
+    if not (own / "made").exists():
+        make(own, python, [package], see=base)
+    return str(own / "bin" / "python")
+
+
+def make(folder: Path, python: str, packages: list[str], see: Path | None = None) -> None:
+    """A virtual environment with some packages, which falls back on those of another one."""
+    subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
+    if see:
+        (own,), (theirs,) = (list(f.glob("lib/python*/site-packages")) for f in (folder, see))
+        (own / "base.pth").write_text(f"{theirs}\n")
+    done = subprocess.run([folder / "bin" / "pip", "install", "-q", *packages], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"not installed: {done.stderr.strip().splitlines()[-1]}")
+    (folder / "made").touch()
+
+
+# --- runners ---
+
+
+class Runner:
+    """A process that trains, one round at a time."""
+
+    def __init__(self, contestant: Contestant, work: Path, python: str | None, folder: Path):
+        self.contestant, self.seconds, self.startup, self.peak_mb = contestant, [], 0.0, None
+        command = [environment(contestant.runner, python), str(HERE / "runners" / f"{contestant.runner}_runner.py"),
+                   str(work)]
+        # a peer must not see the harness's own packages
+        env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+               and (k != "PYTHONPATH" or PACKAGES[contestant.runner] is None)}
+        env["TQDM_DISABLE"] = "1"
+        self.connection, theirs = Pipe()
+        self.log = (folder / f"{theirs.fileno()}.{time.time_ns()}.log").open("w+")
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen([*command, str(theirs.fileno()), json.dumps(contestant.options)], env=env,
+                                        stdout=self.log, stderr=self.log, pass_fds=[theirs.fileno()],
+                                        start_new_session=True)
+        theirs.close()  # so that a runner that dies closes the connection
+        self.versions = self._hear()
+
+    def _hear(self):
+        """What the runner says next.
+
+        Raises:
+            RuntimeError: it has died, or said nothing for a long time; with the end of its output.
+        """
+        try:
+            if self.connection.poll(SECONDS):
+                return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # and what it started
+        self.log.seek(0)
+        lines = [line.strip() for line in self.log.read().splitlines() if line.strip()]
+        raise RuntimeError(f"it stopped: {' | '.join(lines[-3:])}")
+
+    def rounds(self, count: int) -> float:
+        """Let it train; seconds a round."""
+        self.peak_mb = memory(self.process.pid, "VmHWM")  # before, since after the last round a runner shuts down
+        start = time.perf_counter()
+        for _ in range(count):
+            self.connection.send("go")
+            self._hear()
+        return (time.perf_counter() - start) / count
+
+    def start(self) -> None:
+        """The first two rounds."""
+        self.rounds(2)
+        self.startup = time.perf_counter() - self.started
+
+    def finish(self) -> np.ndarray:
+        """The final weights."""
+        weights = self._hear()
+        self.connection.send("bye")
+        self.process.wait(60)
+        return weights
+
+
+def memory(pid: int, entry: str) -> float | None:
+    """MB of resident memory, now (VmRSS) or at its peak (VmHWM), of a process and all below it; None without /proc."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    except OSError:
+        return None
+    own = sum(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))
+    return own + sum(memory(int(child), entry) or 0.0 for child in children)
+
+
+def launch(who: list[Contestant], works: dict[str, Path], python: str | None, folder: Path,
+           left_out: dict[str, str]) -> list[Runner]:
+    """Start the runners, one after the other; those that cannot run are left out, with the reason."""
+    runners = []
+    for contestant in who:
+        try:
+            runner = Runner(contestant, works[contestant.layout], python, folder)
+            runner.start()
+        except RuntimeError as error:
+            left_out[f"{contestant.label} ({contestant.layout})"] = str(error)
+            print(f"left out: {contestant.label} ({contestant.layout}): {error}")
+        else:
+            runners.append(runner)
+    return runners
+
+
+# --- what is measured ---
+
+
+def agreement(workloads: dict[str, dict], python: str | None, who: list[Contestant] | None = None) -> dict:
+    """Train for two rounds in float64; the largest difference from the plain loop, relative to the largest weight.
+
+    Raises:
+        RuntimeError: a runner has done other work.
+    """
+    found, left_out = {}, {}
+    for name, workload in workloads.items():
+        with tempfile.TemporaryDirectory() as folder:
+            folder, layouts = Path(folder), layouts_of(workload)
+            works = {layout: folder / f"{layout}.npz" for layout in layouts}
+            for layout, path in works.items():
+                prepare(path, workload, name=name, rounds=2, layout=layout, precision="float64")
+            reference, differences = None, {}
+            plain_first = sorted(who or contestants(layouts, False), key=lambda c: c.runner != "plain")
+            for contestant in plain_first:
+                for runner in launch([contestant], works, python, folder, left_out):
+                    weights = runner.finish()
+                    reference = weights if reference is None else reference
+                    difference = np.abs(weights - reference).max() / np.abs(reference).max()
+                    differences[f"{contestant.label} ({contestant.layout})"] = float(difference)
+                    if difference > TOLERANCE.get(contestant.runner, 1e-12):
+                        raise RuntimeError(f"{contestant.label} has not done the work of {name}: its final weights "
+                                           f"differ by {difference:.1e}")
+            found[name] = differences
+            print(name, {label: f"{value:.1e}" for label, value in differences.items()})
+    return {"differences": found, "left_out": left_out}
+
+
+def layouts_of(workload: dict) -> tuple[str, ...]:
+    return (AS_WRITTEN, CHANNELS_LAST) if workload["channels"] else (AS_WRITTEN,)
+
+
+def race(name: str, workload: dict, python: str | None, repeats: int, device: str,
+         who: list[Contestant] | None = None) -> dict:
+    """All contestants on one workload, in turns."""
+    per_turn, left_out = workload.get("rounds_per_turn", 1), {}
+    rounds = 2 + per_turn * (1 + repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        folder, layouts = Path(folder), layouts_of(workload)
+        works = {layout: folder / f"{layout}.npz" for layout in layouts}
+        for layout, path in works.items():
+            prepare(path, workload, name=name, rounds=rounds, layout=layout, device=device)
+        who = who or contestants(layouts, bf16=bool(workload["channels"]))
+        if device != "cpu":  # the peers' settings are those for two cores
+            who = [c for c in who if c.runner in ("plain", "fedlib")]
+        runners = launch(who, works, python, folder, left_out)
+        for runner in runners:  # warm up
+            runner.rounds(per_turn)
+        for _ in range(repeats):
+            for runner in runners:
+                runner.seconds.append(runner.rounds(per_turn))
+        for runner in runners:
+            runner.finish()
+    lines = [{"runner": r.contestant.runner, "label": r.contestant.label, "layout": r.contestant.layout,
+              "options": r.contestant.options, "seconds": r.seconds, "startup": r.startup, "peak_mb": r.peak_mb,
+              "versions": r.versions} for r in runners]
+    return {"workload": workload, "repeats": repeats, "rounds_per_turn": per_turn, "lines": lines, "left_out": left_out}
+
+
+def growth(python: str | None) -> dict:
+    """fedlib alone: more sampled clients, more rounds, more clients that are not sampled."""
+    small = {**WORKLOADS["small_cnn"], "images": 20, "clients": 1000}
+    tiny = {**WORKLOADS["logistic"], "images": 20}
+    ours = Contestant("fedlib", CHANNELS_LAST)
+
+    def begin(folder: Path, workload: dict, rounds: int) -> Runner:
+        path = folder / f"{len(list(folder.iterdir()))}.npz"
+        prepare(path, workload, name="growth", rounds=rounds, layout=CHANNELS_LAST, schedule=False)
+        runner = Runner(ours, path, python, folder)
+        runner.start()
+        return runner
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder, turns = Path(folder), {10: 50, 100: 5, 1000: 1}  # rounds in a turn: about the same time for each
+        runners = {K: begin(folder, {**small, "clients_per_round": K}, 2 + 5 * n) for K, n in turns.items()}
+        seconds: dict[int, list[float]] = {K: [] for K in runners}
+        for _ in range(5):
+            for K, runner in runners.items():
+                seconds[K].append(runner.rounds(turns[K]))
+        sampled = []
+        for K, runner in runners.items():
+            runner.finish()
+            sampled.append({"sampled": K, "seconds": seconds[K], "peak_mb": runner.peak_mb})
+        runner, by_round = begin(folder, tiny, 1000), []
+        for upto in (100, 250, 500, 1000):
+            runner.rounds(upto - (by_round[-1]["rounds"] if by_round else 2))
+            by_round.append({"rounds": upto, "mb": memory(runner.process.pid, "VmRSS")})
+        runner.finish()
+        by_clients = []
+        for N in (100, 1000, 10_000):
+            runner = begin(folder, {**tiny, "clients": N}, 20)
+            runner.rounds(18)
+            runner.finish()
+            by_clients.append({"clients": N, "peak_mb": runner.peak_mb})
+    return {"sampled": sampled, "rounds": by_round, "clients": by_clients, "images_per_client": small["images"]}
+
+
+# --- output ---
+
+
+def provenance() -> dict:
+    """Machine, date, and how busy the machine was."""
+    return {"hardware": fl.claims.hardware(), "date": datetime.date.today().isoformat(), "load": os.getloadavg()[0],
+            "versions": fl.claims.versions()}
+
+
+def report(result: dict) -> None:
+    """Medians, spreads, and how many times faster the first line is."""
+    lines = result["lines"]
+    for line in lines:
+        ratios = [a / b for a, b in zip(line["seconds"], lines[0]["seconds"], strict=True)]
+        peak = "" if line["peak_mb"] is None else f"{line['peak_mb']:6.0f} MB"
+        print(f"  {line['label']:34} {line['layout']:14} {1e3 * statistics.median(line['seconds']):8.1f} ms "
+              f"({1e3 * min(line['seconds']):.1f} to {1e3 * max(line['seconds']):.1f})   "
+              f"x{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})  "
+              f"start {line['startup']:5.1f} s {peak}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    every = [*WORKLOADS, "agreement", "growth"]
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(every))
+    parser.add_argument("--python", default=sys.executable, help="makes the environments; BlazeFL needs 3.12")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    given = parser.parse_args()
+    unknown = set(given.workloads) - set(every)
+    if unknown:
+        parser.error(f"WORKLOAD must be one of {', '.join(every)}, got {', '.join(sorted(unknown))}")
+    if given.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {given.repeats}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in given.workloads or every:
+        before = provenance()
+        if name == "agreement":
+            few = {"images": 50, "clients_per_round": 4}
+            result = agreement({n: w if "data" in w else {**w, **few} for n, w in WORKLOADS.items()}, given.python)
+        elif name == "growth":
+            result = growth(given.python)
+        else:
+            result = race(name, WORKLOADS[name], given.python, given.repeats, given.device)
+            print(WORKLOADS[name]["title"])
+            report(result)
+        path = given.out / f"{name}{'' if given.device == 'cpu' else '.' + given.device}.json"
+        path.write_text(json.dumps({**before, "device": given.device, **result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

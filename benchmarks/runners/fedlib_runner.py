@@ -1,0 +1,39 @@
+"""``fedlib.run``. It draws cohorts and batches itself, from its seed; the schedule of the others is a copy of that."""
+
+import torch
+from common import Turns, Work, main
+from torch import nn
+
+import fedlib as fl
+
+
+class Contiguous(nn.Module):
+    """Images in the order N,C,H,W: undoes what fedlib does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous()
+
+
+def train(work: Work, turns: Turns, options: dict) -> nn.Module:
+    s = work.settings
+    one_round = fl.simulate._Federation.round
+
+    def in_turn(federation) -> None:
+        turns.wait()
+        one_round(federation)
+        turns.over()
+
+    fl.simulate._Federation.round = in_turn
+    net = work.network()
+    net = net if s["layout"] == "channels-last" else nn.Sequential(Contiguous(), net)
+    data = fl.data.from_arrays(s["name"], work.images, work.labels, work.images[:20], work.labels[:20],
+                               classes=[str(c) for c in range(s["classes"])])
+    run = fl.run(net, data, [torch.from_numpy(part) for part in work.parts], rounds=work.rounds, lr=s["lr"],
+                 seed=s["seed"], batch_size=s["batch_size"], local_steps=s["local_steps"],
+                 local_epochs=s["local_epochs"], clients_per_round=s["clients_per_round"], evaluate_every=work.rounds,
+                 device=s["device"], progress=False, **{"precision": s["precision"], **options})
+    return run.model()
+
+
+if __name__ == "__main__":
+    main(train, "fedlib")
