@@ -59,7 +59,7 @@ def test_notebook_is_stripped(path):
 @chapters
 def test_chapter_opens_with_title_setup_parameters_check(path):
     first = load(path)["cells"][0]
-    assert first["cell_type"] == "markdown" and source(first).startswith("# ")
+    assert first["cell_type"] == "markdown" and source(first).startswith(f"# {int(path.stem[:2])}. ")
     setup, defaults, check = code_cells(path)[:3]
     assert "google.colab" in source(setup) and "%pip install -q" in source(setup)
     assert source(setup).rstrip().endswith("begin(globals())")
