@@ -281,7 +281,7 @@ def distort(x: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
 
 def random_views(rng: np.random.Generator, shape: Sequence[int], smallest: float = 0.2,
                  colour: float = 0.4) -> np.ndarray:
-    """float32 (*shape, 7), what `distort` takes, drawn as SimCLR does (Chen et al. 2020, arXiv 2002.05709, appendix A).
+    """float32 ``(*shape, 7)``, what `distort` takes, drawn as SimCLR does (arXiv 2002.05709, appendix A).
 
     The box holds a share of the image's area between `smallest` and 1, its sides in a ratio between 3/4 and 4/3, and
     lies inside the image. Brightness within colour/2 of 0, contrast and saturation within `colour` of 1; one view in
