@@ -253,7 +253,7 @@ class Trainer:
     def _jobs(self, R: int) -> tuple[Callable, list[slice]]:
         size = self.chunk if self.engine == "stacked" else 1
         train = self._train_stacked if self.engine == "stacked" else self._train_client
-        return train, [slice(a, min(a + size, R)) for a in range(0, R, size)]
+        return train, slices(R, size)
 
     def _train_on_streams(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
         """Rows or chunks side by side on CUDA streams: one client's small kernels leave most of a GPU idle."""
@@ -500,6 +500,11 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """``range(count)`` in slices of ``size``, the last one as large as is left."""
+    return [slice(a, min(a + size, count)) for a in range(0, count, size)]
 
 
 def cores() -> int:

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fedlib.algorithms import Algorithm, Update, fedavg
-from fedlib.cohort import Batches, Layout, Local, Trainer, cores, one_thread
+from fedlib.cohort import Batches, Layout, Local, Trainer, cores, one_thread, slices
 from fedlib.data import Data, prepare
 
 AUGMENTATIONS = ("crop", "flip", "flip+crop")
 ENGINES = ("auto", "clients", "stacked")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
+COLUMNS = 1 << 15  # of the cohort that are averaged at a time on a CPU; they fit into its cache
 CHUNK = 32  # rows stacked together on a CPU; the same for any number of workers, which then cannot change a bit
 PADDING = 4  # pixels around an image before it is cropped at random
 
@@ -244,7 +245,13 @@ class _Federation:
         """(R, P), the global vector of its run in every row; the same memory every round, which saves making it."""
         if self.rows is None or len(self.rows) != len(run):
             self.rows = self.w.new_empty(len(run), self.layout.P)
-        return torch.index_select(self.w, 0, run, out=self.rows)
+        self.trainer.map(lambda some: torch.index_select(self.w, 0, run[some], out=self.rows[some]),
+                         self._shares(len(run)))
+        return self.rows
+
+    def _shares(self, count: int) -> list[slice]:
+        """As many slices of ``range(count)`` as there are workers."""
+        return slices(count, -(-count // len(self.trainer.losses)))
 
     def _draw(self, live: list[int]) -> tuple[Tensor, Batches]:
         """Who trains in this round, on which images, cropped and mirrored how: a function of (seed, round) alone."""
@@ -336,11 +343,17 @@ class _Federation:
         self.home[live[:, None], clients] = W[..., self.stays]
         self.buffers_home[live[:, None], clients] = buffers[..., self.buffers_stay]
         w = self.w[live]
-        deltas = W.sub_(w[:, None])  # in place: nobody needs the clients' weights any more
-        deltas[..., self.stays] = 0
+        deltas, delta = W, torch.empty_like(w)  # in place: nobody needs the clients' weights any more
+        W[..., self.stays] = w[:, None, self.stays]
+
+        def subtract_and_average(columns: slice) -> None:
+            deltas[..., columns].sub_(w[:, None, columns])
+            delta[:, columns] = torch.einsum("sk,skp->sp", p, deltas[..., columns])
+
+        self.trainer.map(subtract_and_average, slices(P, COLUMNS if self.device.type == "cpu" else P))
         memory = {name: rows[live] for name, rows in self.server_memory.items()}
         share = sizes / self.counts.sum()
-        update = Update(torch.einsum("sk,skp->sp", p, deltas), deltas, p, memory, sent, len(self.parts), share, self.t)
+        update = Update(delta, deltas, p, memory, sent, len(self.parts), share, self.t)
         moved, frozen = self.algorithm.server(w, update), self.trainer.frozen
         self.w[live] = moved if frozen is None else torch.where(frozen, w, moved)  # momentum must not move them either
         for name, rows in memory.items():
@@ -350,7 +363,8 @@ class _Federation:
 
     def _finite(self, live: Tensor, clients: Tensor, W: Tensor, losses: Tensor) -> Tensor:
         """(S,) which runs are still finite; the others are marked as diverged and keep the state they had."""
-        bad = ~(W.sum(dim=2).isfinite() & losses.isfinite())
+        sums = torch.cat(self.trainer.map(lambda some: W[:, some].sum(dim=2), self._shares(W.shape[1])), dim=1)
+        bad = ~(sums.isfinite() & losses.isfinite())
         for s, row, who in zip(live.tolist(), bad.tolist(), clients.tolist(), strict=True):
             if any(row):
                 names = ", ".join(str(k) for k, b in zip(who, row, strict=True) if b)
