@@ -64,6 +64,7 @@ def contrastive(tau: float = 0.5) -> Objective:
     With z the outputs of the 2B views at length 1 and s_ij = z_i'z_j / tau, view i must find its partner j among all
     others: the mean over i of -log(exp(s_ij) / sum_{m != i} exp(s_im)). Labels are not looked at.
     """
+    _positive(tau=tau)
 
     def nt_xent(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
         z = F.normalize(net(x), dim=1)
@@ -352,8 +353,7 @@ def fednar(base: Algorithm, max_norm: float = 10.0, annealing: float = 1.0) -> A
         TypeError: ``base`` is no Algorithm (``fedavg`` instead of ``fedavg()``, say).
         ValueError: a radius that is not positive, an annealing outside (0, 1], or a base that is wrapped already.
     """
-    if not isinstance(base, Algorithm):
-        raise TypeError(f"base must be an Algorithm, such as fedavg(); got {base!r}")
+    _check_base(base)
     _positive(max_norm=max_norm)
     _annealing(annealing=annealing)
     if base.direction[-2:] == (decay, clip):
@@ -434,7 +434,7 @@ def simclr(tau: float = 0.5, smallest: float = 0.2, colour: float = 0.4) -> Algo
     A view is compared with the others of its client's batch only, which must hold two images at least. ``smallest`` and
     ``colour`` say how different two views are: :func:`fedlib.data.random_views`.
     """
-    _positive(tau=tau, smallest=smallest)
+    _positive(smallest=smallest)
     _fraction(smallest=smallest, colour=colour)
     return Algorithm("SimCLR", {"tau": tau, "smallest": smallest, "colour": colour}, objective=contrastive(tau),
                      view=partial(random_views, smallest=smallest, colour=colour), labels=False)
@@ -475,16 +475,22 @@ def layerwise(base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budge
         seed: of the dropout.
 
     Raises:
-        ValueError: a plan that skips a block or trains one before those below it, rounds below 1, or a budget below 2,
-            above the depth, or too small for block 1 and the newest blocks.
+        TypeError: ``base`` is no Algorithm (``simclr`` instead of ``simclr()``, say).
+        ValueError: a plan that skips a block or trains one before those below it, rounds below 1, a budget below 2,
+            above the depth, or too small for block 1 and the newest blocks, a seed below 0, or a base that prepares
+            its rounds itself, such as one that is wrapped already.
     """
+    _check_base(base)
+    if base.begin_round:
+        raise ValueError(f"base must not prepare its rounds itself, got {base.name!r}: layerwise would replace that")
     plan = [sorted(set(active)) for active in plan]
     new = _new_blocks(plan)
-    depth, droppable = sum(map(len, new)), [[b for b in range(2, min(blocks))] for blocks in new]
-    if len(plan) == 1:
-        droppable = [list(range(2, depth + 1))]
-    if not isinstance(rounds, int) or rounds < 1:
+    depth = max(new[-1])
+    droppable = [range(2, min(blocks)) for blocks in new] if len(plan) > 1 else [range(2, depth + 1)]
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
         raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     if budget is not None:
         least = max(2, *(max(active) - len(older) for active, older in zip(plan, droppable, strict=True)))
         if not isinstance(budget, int) or not least <= budget <= depth:
@@ -497,7 +503,7 @@ def layerwise(base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budge
         over = 0 if budget is None else max(0, present - budget)
         dropped = np.random.default_rng([seed, t]).choice(droppable[s], over, replace=False) if over else ()
         body = _block_body(net, depth)
-        body.running = tuple(b for b in range(1, present + 1) if b not in dropped)
+        body.grown, body.running = present, tuple(b for b in range(1, present + 1) if b not in dropped)
         body.patches.requires_grad_(1 in plan[s])
         for number, block in enumerate(body.blocks, start=1):
             block.requires_grad_(number in plan[s] and number in body.running)
@@ -534,6 +540,11 @@ def _block_body(net: nn.Module, depth: int) -> BlockBody:
         raise ValueError(f"the plan is for {depth} blocks, but the network has {there} blocks in a BlockBody; build it "
                          f"with vit_encoder(..., depth={depth})")
     return body
+
+
+def _check_base(base: Algorithm) -> None:
+    if not isinstance(base, Algorithm):
+        raise TypeError(f"base must be an Algorithm, such as fedavg(); got {base!r}")
 
 
 def _positive(**values: float) -> None:

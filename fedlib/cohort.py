@@ -221,7 +221,7 @@ class Trainer:
         self.losses = [_LocalLoss(copy.deepcopy(module).train(), objective) for _ in range(workers)]
         self.streams = [torch.cuda.Stream() for _ in range(STREAMS)] if images.is_cuda else []
         self.graphs = _Graphs()
-        self.frozen: Tensor | None = None  # bool (P,), the columns that stand still; None where all learn
+        self.frozen = self._frozen()
         self.pool = ThreadPoolExecutor(workers, "client", torch.set_num_threads, (1,)) if workers > 1 else None
 
     def switch(self, set_mode: Callable[[nn.Module], None]) -> None:
@@ -234,9 +234,13 @@ class Trainer:
         for loss_of in self.losses:
             set_mode(loss_of.net.train().requires_grad_(True))
         if before != _stage(self.losses[0].net):
-            self.graphs = _Graphs()  # a captured graph replays the stage it was captured in
+            # A captured graph replays the stage it was captured in, and reads that stage's mask where it lay then.
+            self.graphs, self.frozen = _Graphs(), self._frozen()
+
+    def _frozen(self) -> Tensor | None:
+        """bool (P,) on the device, the columns that stand still; None where all learn."""
         frozen = self.layout.frozen(self.losses[0].net)
-        self.frozen = None if frozen is None else frozen.to(self.images.device)
+        return None if frozen is None else frozen.to(self.images.device)
 
     def __call__(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
         """Local training of all R rows.
@@ -345,7 +349,9 @@ class Trainer:
     def _step(self, G: Tensor, W: Tensor, local: Local) -> None:
         for transform in self.direction:
             G = transform(G, W, local)
-        W.sub_(local.lr * (G if self.frozen is None else G.masked_fill(self.frozen, 0)))
+            if self.frozen is not None:  # at once, so that what stands still counts in no later transform's norm
+                G = G.masked_fill(self.frozen, 0)
+        W.sub_(local.lr * G)
 
     def _train_client(self, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor, batches: Batches,
                       local: Local, losses: Tensor) -> None:

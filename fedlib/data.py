@@ -283,12 +283,14 @@ def random_views(rng: np.random.Generator, shape: Sequence[int], smallest: float
                  colour: float = 0.4) -> np.ndarray:
     """float32 ``(*shape, 7)``, what `distort` takes, drawn as SimCLR does (arXiv 2002.05709, appendix A).
 
-    The box holds a share of the image's area between `smallest` and 1, its sides in a ratio between 3/4 and 4/3, and
-    lies inside the image. Brightness within colour/2 of 0, contrast and saturation within `colour` of 1; one view in
-    five is grey. SimCLR starts at a share of 0.08 of images of 224 pixels, and blurs them besides.
+    The box holds a share of the image's area between `smallest` and 1, its sides in a ratio between 3/4 and 4/3 (closer
+    to 1 where it would not fit), and lies inside the image. Brightness within colour/2 of 0, contrast and saturation
+    within `colour` of 1; one view in five is grey. SimCLR starts at a share of 0.08 of images of 224 pixels, and blurs
+    them besides.
     """
     area, ratio = rng.uniform(smallest, 1, shape), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), shape))
-    size = np.minimum(np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], -1), 1)
+    ratio = np.clip(ratio, area, 1 / area)
+    size = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], -1)
     centre = rng.uniform(-1, 1, size.shape) * (1 - size)
     brightness, contrast, saturation = rng.uniform(-colour, colour, (3, *shape))
     saturation = np.where(rng.random(shape) < 0.2, 0, 1 + saturation)

@@ -202,15 +202,13 @@ class Memory:
 def training_memory(net: nn.Module, objective: Callable, x: torch.Tensor, absent: Collection[str] = ()) -> Memory:
     """Measure one training step of `objective(net, x, None, None)` on the batch x, on its device.
 
-    On a GPU `peak` is the allocator's; on a CPU every storage made during the step is followed from its creation to its
-    release. `saved` comes from autograd's hooks for saved tensors, each storage counted once and parameters left out.
-    Parameters that do not learn are those with `requires_grad` False; those named in `absent` are not there at all. The
-    module is left as it was, with no gradients. Raises ValueError if nothing learns.
+    On a GPU `peak` is the allocator's; on a CPU every storage that an operation returns is followed from its creation
+    to its release (what an operation needs only while it runs is not seen). `saved` comes from autograd's hooks for
+    saved tensors, each storage counted once and parameters left out. Parameters that do not learn are those with
+    `requires_grad` False; those named in `absent` are not there at all. The module is left as it was, with no
+    gradients. Raises ValueError if nothing learns.
     """
-    present = [p for name, p in net.named_parameters() if name not in absent]
-    learning = [p for p in present if p.requires_grad]
-    if not learning:
-        raise ValueError("net must have a parameter that learns (requires_grad), got none")
+    present, learning = [p for name, p in net.named_parameters() if name not in absent], _learning(net, absent)
     own = {p.untyped_storage()._cdata for p in net.parameters()} | {x.untyped_storage()._cdata}
     kept: dict[int, int] = {}
 
@@ -268,12 +266,20 @@ def training_flops(net: nn.Module, objective: Callable, x: torch.Tensor) -> int:
     """Floating-point operations of one training step of `objective(net, x, None, None)`, as torch counts them.
 
     Matrix products and convolutions, forward and backward, a multiplication and an addition as two operations; layers
-    that are cheap beside them (norms, activations) do not count.
+    that are cheap beside them (norms, activations) do not count. Works on the meta device, too. Raises ValueError if
+    nothing learns.
     """
-    learning = [p for p in net.parameters() if p.requires_grad]
+    learning = _learning(net)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(objective(net, x, None, None), learning, allow_unused=True)
     return counter.get_total_flops()
+
+
+def _learning(net: nn.Module, absent: Collection[str] = ()) -> list[nn.Parameter]:
+    learning = [p for name, p in net.named_parameters() if p.requires_grad and name not in absent]
+    if not learning:
+        raise ValueError("net must have a parameter that learns (requires_grad), got none")
+    return learning
 
 
 def features_by_depth(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

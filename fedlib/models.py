@@ -527,25 +527,29 @@ class BlockBody(nn.Module):
     """Patches, then blocks 1 to L, a last norm, the mean of the tokens: (B, C, H, W) -> features (B, width).
 
     Attributes:
-        running: numbers of the blocks that run in training mode, from 1; all at first. The others are not called: what
-            comes out of a block goes past them. In evaluation mode blocks 1 to max(running) run: a network that is not
-            yet grown ends there, and a block that is left out for a round is back.
+        grown: number of the newest block, at which the network ends in both modes; L at first.
+        running: numbers of the blocks up to there that run in training mode, from 1; all at first. The others are not
+            called: what comes out of a block goes past them. In evaluation mode they are back.
     """
 
     def __init__(self, patches: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
         super().__init__()
         self.patches, self.blocks, self.norm = patches, nn.ModuleList(blocks), norm or nn.Identity()
+        self.grown = len(blocks)
         self.running: tuple[int, ...] = tuple(range(1, len(blocks) + 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x, last = self.patches(x), max(self.running)
-        for number, block in enumerate(self.blocks[:last], start=1):
+        x = self.patches(x)
+        for number, block in enumerate(self.blocks[:self.grown], start=1):
             if not self.training or number in self.running:
                 x = block(x)
         return self.norm(x).mean(1)
 
     def depths(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, L, width): the features that the network has if it ends after block 1, 2, ..., L."""
+        """(B, C, H, W) -> (B, L, width): the features that the network has if it ends after block 1, 2, ..., L.
+
+        All blocks run, whatever is grown or running.
+        """
         x, found = self.patches(x), []
         for block in self.blocks:
             x = block(x)

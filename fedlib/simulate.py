@@ -158,6 +158,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
     networks = _networks(model, [s["seed"] for s in settings], dtype)
     _check_network(networks[0], data, algorithm.labels)
     if algorithm.view:
+        if data.is_text:
+            raise ValueError(f"{algorithm.name!r} distorts images, but {data.name!r} is a text")
         _check_views(algorithm.name, batch_size, [len(p) for p in parts], by_epochs=local_steps is None)
     engine = _choose_engine(networks[0], device, data) if engine == "auto" else engine
     rows = len(settings) * K
@@ -180,7 +182,8 @@ class _Federation:
     def __init__(self, networks: list[nn.Module], data: Data, parts: Sequence[Tensor],
                  test_parts: Sequence[Tensor] | None, algorithm: Algorithm, settings: list[dict], config: dict,
                  device: torch.device, workers: int):
-        self.net, self.data, self.algorithm = networks[0], data.to(device), algorithm
+        # A copy, because rounds change its stage and a caller's function may give a network it still needs.
+        self.net, self.data, self.algorithm = copy.deepcopy(networks[0]), data.to(device), algorithm
         self.settings, self.config, self.device = settings, config, device
         self.radii = [algorithm.max_norm if s["clip"] is None else s["clip"] for s in settings]
         self.parts = [np.asarray(p.cpu() if isinstance(p, Tensor) else p) for p in parts]
@@ -378,8 +381,7 @@ class _Federation:
     def evaluate(self) -> None:
         """Add a line to the history of every live run."""
         w = self.w if self.algorithm.readout is None else self.algorithm.readout(self.w, self.server_memory)
-        if self.algorithm.begin_round:
-            self.algorithm.begin_round(self.net, self.t - 1)  # the network as the round that has just ended had it
+        self._look_back()
         down, up = self._bytes()
         for s in range(len(self.settings)):
             if self.diverged[s] is None:
@@ -388,6 +390,11 @@ class _Federation:
                 self.history[s].append({"round": self.t, "loss": self.losses[s], "accuracy": pooled,
                                         "client_accuracy": mean, "bytes_down": down, "bytes_up": up,
                                         "clients": by_client})
+
+    def _look_back(self) -> None:
+        """Put the network into the stage of the last round: what was frozen, which blocks were there."""
+        if self.algorithm.begin_round and self.t:
+            self.algorithm.begin_round(self.net.train().requires_grad_(True), self.t - 1)
 
     def _bytes(self) -> tuple[int, int]:
         """What the round's clients together get (all but what is theirs or absent) and send (what learned)."""
@@ -457,6 +464,7 @@ class _Federation:
     def runs(self) -> list[Run]:
         """The runs as they stand."""
         columns = ["round", "loss", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
+        self._look_back()  # a finished checkpoint was read without a round
         # Only what a model needs: a Run that is kept must not keep the data and every client's row with it.
         start, layout, w, buffers = self.net, self.layout, self.w.cpu(), self.buffers.cpu()
         home, buffers_home = self.home.cpu(), self.buffers_home.cpu()
@@ -642,7 +650,8 @@ def _check_views(name: str, batch_size: int, sizes: list[int], by_epochs: bool) 
     lone = [k for k, n in enumerate(sizes) if min(n, batch_size) < 2 or by_epochs and n % batch_size == 1]
     if lone:
         raise ValueError(f"{name!r} compares an image with the others of its batch, but with batch_size {batch_size} "
-                         f"client(s) {', '.join(map(str, lone))} would have a batch of one image")
+                         f"client(s) {', '.join(map(str, lone))} would have a batch of one image; take another "
+                         "batch_size of at least 2, or local_steps instead of local_epochs")
 
 
 def _check_network(net: nn.Module, data: Data, labels: bool = True) -> None:

@@ -261,6 +261,107 @@ def test_augment_and_prepare_in_a_cuda_graph():
     torch.testing.assert_close(out.cpu(), want)
 
 
+# --- distort and random_views --------------------------------------------------------------------------------------
+
+UNCHANGED = torch.tensor([0.0, 0, 1, 1, 0, 1, 1])
+
+
+def distort_reference(image, row, column, height, width, brightness, contrast, saturation):
+    """One image (C, H, W), pixel by pixel: bilinear between the four around the point, edges repeated outwards."""
+    channels, H, W = image.shape
+    out = np.empty_like(image)
+    for i in range(H):
+        for j in range(W):
+            y = ((row + height * ((2 * i + 1) / H - 1) + 1) * H - 1) / 2
+            x = ((column + width * ((2 * j + 1) / W - 1) + 1) * W - 1) / 2
+            y, x = min(max(y, 0), H - 1), min(max(x, 0), W - 1)
+            a, b = int(y), int(x)
+            c, d = min(a + 1, H - 1), min(b + 1, W - 1)
+            out[:, i, j] = ((1 - (y - a)) * ((1 - (x - b)) * image[:, a, b] + (x - b) * image[:, a, d])
+                            + (y - a) * ((1 - (x - b)) * image[:, c, b] + (x - b) * image[:, c, d]))
+    for i in range(H):
+        for j in range(W):
+            grey = out[:, i, j].sum() / channels
+            out[:, i, j] = grey + saturation * (out[:, i, j] - grey)
+    mean = out.sum() / out.size
+    return mean + contrast * (out - mean) + brightness
+
+
+@pytest.mark.parametrize("channels, height, width, last", [(3, 8, 8, True), (3, 5, 7, False), (1, 6, 4, True)])
+def test_distort_equals_a_plain_loop(channels, height, width, last):
+    rng = np.random.default_rng(height)
+    x, view = torch.from_numpy(rng.random((6, channels, height, width))), data.random_views(rng, (6,))
+    given = x.contiguous(memory_format=torch.channels_last) if last else x
+    out = data.distort(given, torch.from_numpy(view)).numpy()
+    for image, how, got in zip(x.numpy(), view.astype(float), out, strict=True):
+        np.testing.assert_allclose(got, distort_reference(image, *how), atol=1e-12)
+
+
+def test_distort_with_the_view_that_changes_nothing():
+    x = torch.rand(4, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(data.distort(x, UNCHANGED.expand(4, 7)), x, rtol=0, atol=1e-6)
+
+
+def test_distort_to_half_the_size_is_torchvisions_resized_crop():
+    """Inside: at its border a crop knows nothing of the pixels beyond."""
+    from torchvision.transforms import functional as TF
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    view = UNCHANGED.clone()
+    for row, column in ((0, 0), (-0.5, 0.5), (0.25, -0.125)):  # of the centre; the crop begins at pixel 4 + 8 row
+        view[:4] = torch.tensor([row, column, 0.5, 0.5])
+        theirs = TF.resized_crop(x, int(4 + 8 * row), int(4 + 8 * column), 8, 8, [16, 16], antialias=False)
+        ours = data.distort(x, view[None])
+        torch.testing.assert_close(ours[..., 1:-1, 1:-1], theirs[..., 1:-1, 1:-1])
+
+
+def test_distort_never_mirrors():
+    ramp = torch.arange(8.0).expand(5, 1, 8, 8) + 10 * torch.arange(8.0)[:, None]
+    view = torch.from_numpy(data.random_views(np.random.default_rng(0), (5,), colour=0.0))
+    out = data.distort(ramp, view)
+    assert (out.diff(dim=-1) >= 0).all() and (out.diff(dim=-2) >= 0).all()
+
+
+def test_distort_of_a_batch_within_a_cohort_is_distort_of_the_batch():
+    x = torch.rand(3, 4, 8, 8, 3, generator=torch.Generator().manual_seed(0)).movedim(-1, -3)
+    view = torch.from_numpy(data.random_views(np.random.default_rng(0), (3, 4)))
+    whole = data.distort(x, view)
+    assert whole.shape == x.shape
+    for k in range(3):
+        torch.testing.assert_close(whole[k], data.distort(x[k], view[k]))
+
+
+@pytest.mark.parametrize("smallest, colour", [(0.08, 0.8), (0.2, 0.4), (0.9, 0.0), (1.0, 1.0)])
+def test_random_views_lie_in_their_ranges_and_fill_them(smallest, colour):
+    views = data.random_views(np.random.default_rng(0), (20, 300), smallest, colour)
+    assert views.shape == (20, 300, 7) and views.dtype == np.float32
+    row, column, height, width, brightness, contrast, saturation = np.moveaxis(views.astype(float), -1, 0)
+    area, ratio, edge = height * width, width / height, 1e-6
+    assert (np.abs(row) + height).max() <= 1 + edge and (np.abs(column) + width).max() <= 1 + edge
+    assert smallest - edge <= area.min() <= smallest + 0.01 and 1 - 0.01 <= area.max() <= 1 + edge
+    assert 3 / 4 - edge <= ratio.min() and ratio.max() <= 4 / 3 + edge
+    if smallest < 0.5:
+        assert ratio.min() < 0.76 and ratio.max() > 1.32 and abs(np.log(ratio).mean()) < 0.02
+        assert abs(area.mean() - (1 + smallest) / 2) < 0.02
+        assert np.corrcoef(row.ravel(), column.ravel())[0, 1] == pytest.approx(0, abs=0.05)
+    grey = saturation == 0
+    assert abs(grey.mean() - 0.2) < 0.03
+    for value, centre, reach in ((brightness, 0, colour / 2), (contrast, 1, colour), (saturation[~grey], 1, colour)):
+        assert np.abs(value - centre).max() == pytest.approx(reach, abs=0.01) and abs(value.mean() - centre) < 0.03
+
+
+def test_random_views_repeat_with_their_generator():
+    one, same, other = (data.random_views(np.random.default_rng(seed), (4,)) for seed in (0, 0, 1))
+    assert (one == same).all() and (one != other).any()
+
+
+def test_distort_refuses():
+    x, view = torch.rand(4, 3, 8, 8), UNCHANGED.expand(4, 7)
+    for wrong_x, wrong_view in ((x[0], view), ((255 * x).byte(), view), (x, view[:3]), (x, view[:, :6]),
+                                (x[None], view), (x, view[0])):
+        with pytest.raises(ValueError, match=r"x must be float \(..., B, C, H, W\) and view \(..., B, 7\); got torch"):
+            data.distort(wrong_x, wrong_view)
+
+
 # --- load: names, paths, options ------------------------------------------------------------------------------------
 
 

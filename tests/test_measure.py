@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedlib import measure, models, norms
+from fedlib.algorithms import layerwise, phases, simclr
 
 
 @pytest.fixture
@@ -269,6 +270,117 @@ def test_groups_of_four_bend_most():
 def test_separability_and_nonlinearity_refuse(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# What a step costs
+
+
+def total(net, x, y, counts):
+    return net(x).sum()
+
+
+def chain(still=(), n=7, sizes=(5, 11, 3)):
+    """Two linear layers without biases, those in `still` frozen; a batch of n."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in zip(sizes, sizes[1:], strict=False)))
+    for layer in still:
+        net[layer].requires_grad_(False)
+    return net, torch.randn(n, sizes[0])
+
+
+@pytest.mark.parametrize("still", [(), (0,), (1,)])
+def test_memory_of_two_linear_layers_by_hand(still):
+    net, x = chain(still)
+    first, second, hidden, out = 4 * 5 * 11, 4 * 11 * 3, 4 * 7 * 11, 4 * 7 * 3
+    before = [p.clone() for p in net.parameters()]
+    memory = measure.training_memory(net, total, x)
+    assert memory.parameters == first + second
+    assert memory.gradients == (0 not in still) * first + (1 not in still) * second
+    assert memory.saved == (1 not in still) * hidden  # the second layer's weights need its input, its input its weights
+    largest = {  # beside the parameters: what is alive when the last gradient that is not the first layer's is made
+        (): hidden + second + hidden,  # its input, the gradient of its weights, that of its input
+        (0,): hidden + max(second, out),
+        (1,): hidden + first}[still]  # the gradient of its input, then that of the first layer's weights
+    assert 0 <= memory.peak - first - second - largest <= 16  # the loss, its gradient
+    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(net.parameters(), before, strict=True))
+    assert [p.requires_grad for p in net.parameters()] == [0 not in still, 1 not in still]
+
+
+def test_memory_of_what_is_absent_is_not_counted():
+    net, x = chain()
+    one = measure.training_memory(nn.Sequential(net[0]), total, x)
+    net[1].requires_grad_(False)
+    without = measure.training_memory(net, lambda net, x, y, c: net[0](x).sum(), x, absent={"1.weight"})
+    assert without == one and one.parameters == one.gradients == 4 * 5 * 11
+
+
+def test_memory_is_that_of_the_step_alone():
+    """A second measurement says the same; what was alive before does not count; a doubled batch saves twice as much."""
+    net, x = chain()
+    one, again = (measure.training_memory(net, total, x) for _ in range(2))
+    kept = [torch.zeros(10_000) for _ in range(5)]
+    assert one == again == measure.training_memory(net, total, x) and len(kept) == 5
+    assert measure.training_memory(net, total, x.repeat(2, 1)).saved == 2 * one.saved
+
+
+def test_memory_of_layerwise_training():
+    """Of the worst phase: at most a quarter of end to end, with depth dropout at half budget at most a fifth."""
+    torch.manual_seed(0)
+    net, x = models.vit_encoder((3, 32, 32), 32, patch=4, width=48, hidden=64), torch.rand(32, 3, 32, 32)
+
+    def worst(method, rounds):
+        found = []
+        for t in rounds:
+            method.begin_round(net.train().requires_grad_(True), t)
+            found.append(measure.training_memory(net, method.objective, x, method.absent(net)))
+        return max(m.peak for m in found), max(m.saved for m in found)
+
+    whole, _ = worst(layerwise(simclr(), phases(12, active=12), 1), [0])
+    layers, saved = worst(layerwise(simclr(), phases(12), 1), [0, 6, 11])
+    dropped, saved_dropped = worst(layerwise(simclr(), phases(12), 1, budget=6), [0, 6, 11])
+    assert layers <= whole / 4 and dropped <= whole / 5 and dropped < layers
+    assert saved == saved_dropped  # one block's and the head's, whatever runs below
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("still, first, second", [((), 2, 3), ((0,), 1, 2), ((1,), 2, 2)])
+def test_operations_of_two_linear_layers_by_hand(still, first, second, device):
+    """A product forward, one for the gradient of the weights, one for that of the input: where they are needed."""
+    net, x = chain(still)
+    counted = measure.training_flops(net.to(device), total, x.to(device))
+    assert counted == 2 * 7 * (first * 5 * 11 + second * 11 * 3)
+
+
+def test_nothing_to_learn_is_refused():
+    net, x = chain(still=(0, 1))
+    for measured in (measure.training_memory, measure.training_flops):
+        with pytest.raises(ValueError, match="net must have a parameter that learns .requires_grad., got none"):
+            measured(net, total, x)
+    with pytest.raises(ValueError, match="got none"):
+        measure.training_memory(chain()[0], total, x, absent={"0.weight", "1.weight"})
+
+
+def test_features_by_depth_end_with_the_features():
+    torch.manual_seed(0)
+    model, x = models.vit_encoder((1, 8, 8), 6, patch=4, width=8, depth=3, heads=2, hidden=8), torch.rand(300, 1, 8, 8)
+    z = measure.features_by_depth(model.train(), x)
+    assert z.shape == (300, 3, 8) and model.training and not z.requires_grad
+    torch.testing.assert_close(z[:, -1], measure.features(model, x))
+    model.body.grown, model.body.running = 2, (1,)
+    torch.testing.assert_close(z[:, 1], measure.features(model, x))
+
+
+def test_linear_probe():
+    """Separable points are all told apart, at any scale; where labels are drawn by lot, one in four is right."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(400) % 4
+    centres = 10 * torch.randn(4, 6, generator=g)
+    z = (centres[y] + torch.randn(400, 6, generator=g)) * torch.tensor([1, 1e-3, 1e3, 1, 1, 1]) + 50
+    assert measure.linear_probe(z[:200], y[:200], z[200:], y[200:]) == 1.0
+    lots = torch.randint(4, (400,), generator=g)
+    assert abs(measure.linear_probe(z[:200], lots[:200], z[200:], lots[200:]) - 0.25) < 0.1
+    half = torch.cat([y[200:300], (y[300:] + 1) % 4])
+    assert measure.linear_probe(z[:200], y[:200], z[200:], half) == 0.5
 
 
 @pytest.mark.parametrize("call, message", [

@@ -415,6 +415,75 @@ def test_vit_sees_places_and_patches():
     torch.testing.assert_close(model(x), model(swapped))
 
 
+def test_vit_written_out():
+    """Patches, blocks, the last norm, the mean of the tokens, the head."""
+    model, x = make("vit_tiny", "layer", depth=3), images("vit_tiny")
+    p, body = dict(model.named_parameters()), model.body
+    h = F.conv2d(x, p["body.patches.embed.weight"], p["body.patches.embed.bias"], stride=4)
+    h = h.flatten(2).transpose(1, 2) + p["body.patches.place"]
+    for block in body.blocks:
+        h = block(h)
+    features = F.layer_norm(h, (8,), p["body.norm.weight"], p["body.norm.bias"]).mean(1)
+    torch.testing.assert_close(body(x), features)
+    torch.testing.assert_close(model(x), features @ p["head.weight"].T + p["head.bias"])
+
+
+def vit_encoder(**options):
+    torch.manual_seed(0)
+    return models.vit_encoder(DIGIT, 6, **{"patch": 4, "width": 8, "depth": 4, "heads": 2, "hidden": 10} | options)
+
+
+def test_vit_encoder_written_out():
+    model, x = vit_encoder(depth=2), images("vit_tiny").float()
+    norm, wide, _, out = model.head
+    h = model.body.blocks[1](model.body.blocks[0](model.body.patches(x))).mean(1)
+    torch.testing.assert_close(model.body(x), h)
+    torch.testing.assert_close(model(x), out(F.gelu(wide(norm(h)))))
+    assert (wide.out_features, out.out_features) == (10, 6)
+
+
+def test_vit_encoder_is_vit_ti_16():
+    """Of torchvision's ViT at these sizes, but for the class token, its place and the last norm."""
+    model = models.vit_encoder((3, 224, 224))
+    torchvision = pytest.importorskip("torchvision")
+    theirs = torchvision.models.VisionTransformer(224, 16, 12, 3, 192, 768)
+    block = models.parameters(theirs.encoder.layers[0])
+    assert [models.parameters(b) for b in model.body.blocks] == [block] * 12 and block == 444_864
+    patches = models.parameters(theirs.conv_proj) + theirs.encoder.pos_embedding.numel() - 192
+    assert models.parameters(model.body.patches) == patches
+    assert model.body.blocks[0].heads == theirs.encoder.layers[0].num_heads == 3
+
+
+@pytest.mark.parametrize("grown, running", [(4, (1, 2, 3, 4)), (4, (1, 3)), (3, (1, 3)), (2, (1, 2)), (1, (1,))])
+def test_blocks_that_run_in_training_and_in_evaluation(grown, running):
+    """Training: those in `running`. Evaluation: all up to `grown`. depths(): all there are."""
+    body, x = vit_encoder().body.double(), images("vit_tiny")
+    body.grown, body.running = grown, running
+
+    def through(numbers):
+        h = body.patches(x)
+        for number in numbers:
+            h = body.blocks[number - 1](h)
+        return h.mean(1)
+
+    calls = []
+    for number, block in enumerate(body.blocks, start=1):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    torch.testing.assert_close(body.train()(x), through(running), rtol=0, atol=0)
+    assert tuple(calls[:len(running)]) == running and len(calls) == 2 * len(running)
+    torch.testing.assert_close(body.eval()(x), through(range(1, grown + 1)), rtol=0, atol=0)
+    truncated = torch.stack([through(range(1, depth + 1)) for depth in range(1, 5)], dim=1)
+    torch.testing.assert_close(body.depths(x), truncated, rtol=0, atol=0)
+    assert copy.deepcopy(body).running == running
+
+
+def test_depths_end_with_the_last_norm():
+    body, x = make("vit_tiny", "layer", depth=3).body, images("vit_tiny")
+    torch.testing.assert_close(body.depths(x)[:, -1], body(x))
+    body.grown = 2
+    torch.testing.assert_close(body.depths(x)[:, 1], body(x))
+
+
 # Stacks of models
 
 
@@ -561,6 +630,10 @@ def test_char_transformer_refuses():
     (lambda: models.vit_tiny(DIGIT, 10, "batch"), "norm must be one of none, layer, ln-g;"),
     (lambda: models.vit_tiny(DIGIT, 10, patch=3), "patch must divide both sides of the image, 8 and 8; got 3"),
     (lambda: models.vit_tiny(DIGIT, 10, heads=5), "heads must divide width=64; got 5"),
+    (lambda: models.vit_encoder((3, 32, 40)), "patch must divide both sides of the image, 32 and 40; got 16"),
+    (lambda: models.vit_encoder((3, 32, 32), width=100), "heads must divide width=100; got 3"),
+    (lambda: models.vit_encoder((3, 32, 32), depth=0), "depth must be a whole number, 1 or more; got 0"),
+    (lambda: models.vit_encoder((3, 32, 32), hidden=0), "hidden must be a whole number, 1 or more; got 0"),
     (lambda: models.cnn((3, 32, 32), 10, norm="wsconv", constant="everywhere"), "constant must be one of weight"),
     (lambda: models.alexnet((3, 62, 64), 10), "at least 63x63"),
     (lambda: models.digits_cnn((3, 3, 8), 10), "at least 4x4"),
