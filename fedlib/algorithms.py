@@ -503,7 +503,8 @@ def layerwise(base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budge
         over = 0 if budget is None else max(0, present - budget)
         dropped = np.random.default_rng([seed, t]).choice(droppable[s], over, replace=False) if over else ()
         body = _block_body(net, depth)
-        body.grown, body.running = present, tuple(b for b in range(1, present + 1) if b not in dropped)
+        body.running = tuple(b for b in range(1, present + 1) if b not in dropped)
+        body.grown = present  # also where the newest blocks are left out
         body.patches.requires_grad_(1 in plan[s])
         for number, block in enumerate(body.blocks, start=1):
             block.requires_grad_(number in plan[s] and number in body.running)

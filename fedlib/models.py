@@ -527,16 +527,24 @@ class BlockBody(nn.Module):
     """Patches, then blocks 1 to L, a last norm, the mean of the tokens: (B, C, H, W) -> features (B, width).
 
     Attributes:
-        grown: number of the newest block, at which the network ends in both modes; L at first.
-        running: numbers of the blocks up to there that run in training mode, from 1; all at first. The others are not
-            called: what comes out of a block goes past them. In evaluation mode they are back.
+        running: numbers of the blocks that run in training mode, from 1; all at first. The others are not called: what
+            comes out of a block goes past them. To set it sets `grown` to the largest of them.
+        grown: number of the newest block, at which the network ends in both modes. In evaluation mode all blocks up to
+            it run; set it after `running` where that leaves out the newest for a round.
     """
 
     def __init__(self, patches: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
         super().__init__()
         self.patches, self.blocks, self.norm = patches, nn.ModuleList(blocks), norm or nn.Identity()
-        self.grown = len(blocks)
-        self.running: tuple[int, ...] = tuple(range(1, len(blocks) + 1))
+        self.running = tuple(range(1, len(blocks) + 1))
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        return self._running
+
+    @running.setter
+    def running(self, numbers: Sequence[int]) -> None:
+        self._running, self.grown = tuple(numbers), max(numbers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x)

@@ -366,7 +366,7 @@ def test_features_by_depth_end_with_the_features():
     z = measure.features_by_depth(model.train(), x)
     assert z.shape == (300, 3, 8) and model.training and not z.requires_grad
     torch.testing.assert_close(z[:, -1], measure.features(model, x))
-    model.body.grown, model.body.running = 2, (1,)
+    model.body.running, model.body.grown = (1,), 2
     torch.testing.assert_close(z[:, 1], measure.features(model, x))
 
 

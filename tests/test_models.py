@@ -458,7 +458,9 @@ def test_vit_encoder_is_vit_ti_16():
 def test_blocks_that_run_in_training_and_in_evaluation(grown, running):
     """Training: those in `running`. Evaluation: all up to `grown`. depths(): all there are."""
     body, x = vit_encoder().body.double(), images("vit_tiny")
-    body.grown, body.running = grown, running
+    body.running = running
+    assert body.grown == max(running)
+    body.grown = grown
 
     def through(numbers):
         h = body.patches(x)
@@ -480,8 +482,9 @@ def test_blocks_that_run_in_training_and_in_evaluation(grown, running):
 def test_depths_end_with_the_last_norm():
     body, x = make("vit_tiny", "layer", depth=3).body, images("vit_tiny")
     torch.testing.assert_close(body.depths(x)[:, -1], body(x))
-    body.grown = 2
+    body.running = (1, 2)
     torch.testing.assert_close(body.depths(x)[:, 1], body(x))
+    torch.testing.assert_close(body.depths(x)[:, 1], body.eval()(x))
 
 
 # Stacks of models
