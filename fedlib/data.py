@@ -191,6 +191,25 @@ def _moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 # --- Batches --------------------------------------------------------------------------------------------------------
 
 
+def some(data: Data, images: int | None = None, test_images: int | None = None, seed: int = 0) -> Data:
+    """A data set with a random part of its training and of its test images; None keeps all of them, in their order.
+
+    Raises ValueError for a number that is not between 1 and what there is.
+    """
+    changed = {}
+    for split, number in (("train", images), ("test", test_images)):
+        there = len(getattr(data, f"y_{split}"))
+        if number is None:
+            continue
+        if not 1 <= number <= there:
+            raise ValueError(f"{data.name!r} has {there} {split} images, so a part has 1 to {there}; got {number}")
+        chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:number]
+        for field in (f"x_{split}", f"y_{split}", f"domain_{split}"):
+            if getattr(data, field) is not None:
+                changed[field] = getattr(data, field)[chosen]
+    return dataclasses.replace(data, **changed)
+
+
 def prepare(x_uint8: torch.Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
             dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """(x / 255 - mean) / std per channel, as `dtype`. Without mean and std: x / 255, in [0, 1].

@@ -47,6 +47,13 @@ _STYLES = {
     ("feddecorr",): (OLIVE, "--"),
     ("base", "decay outside the clip"): (BLACK, "--"),
     ("nar", "fednar", "decay inside the clip"): (VIOLET, "-"),
+    ("end to end",): (BLACK, "-"),
+    ("layer-wise",): (BLUE, "-"),
+    ("layer-wise, equal work",): (GREEN, "-"),
+    ("+ depth dropout",): (BLUE, "--"),
+    ("progressive",): (RED, "-."),
+    ("dropout alone",): (BLACK, "--"),
+    ("not trained",): (GREY, ":"),
     ("centralised", "central", "pooled"): (GREY, ":"),
 }
 _BY_NAME = {name: style for names, style in _STYLES.items() for name in names}

@@ -28,6 +28,8 @@ SMALL = {  # a few rounds of everything: what is tested is that it runs
                   "batch_images": 8, "batch_rounds": 1, "batch_rates": [0.1], "evaluate_every": 1},
     "04_fednar": {"rounds": 2, "learning_rates": {"FedAvg": [0.1], "FedAdam": [0.1]}, "weight_decays": [0.01, 0.1],
                   "seeds": [0], "side_seeds": [0], "side_rates": [0.1], "radii": [1.0, 10.0], "skews": [1.0]},
+    "05_layerwise_depth_dropout": {"phase_rounds": 1, "local_steps": 1, "rates": [0.1], "seeds": [0], "side_seeds": [0],
+                                   "finetune_images": 40, "finetune_epochs": 1, "memory_batch": 2},
     "06_ln_nonlinearity": {"seeds": [0], "construct_seeds": 1, "rl_images": 60, "rl_width": 16, "rl_sizes": [2, 4, 8],
                            "rl_epochs": 2, "rl_rates": [0.1], "na_images": 60, "na_epochs": 2, "na_rates": [0.1],
                            "vit_steps": 3, "fed_rounds": 2, "fed_rates": [0.1], "fed_seeds": [0], "widen": 0},
