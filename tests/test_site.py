@@ -1,6 +1,8 @@
 """The built site in a real browser, with no network: run `jupyter-book build . -W -n --keep-going` first."""
 
 import functools
+import gzip
+import html
 import http.server
 import json
 import os
@@ -178,6 +180,33 @@ def test_internal_links_resolve(name):
             assert unquote(fragment) in read(inside).ids, link
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_colab_links_point_at_notebooks_that_are_there(name):
+    for link in read(name).links:
+        if "colab.research.google.com" in link:
+            assert (ROOT / unquote(link.split("/blob/main/")[1])).is_file(), link
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
+def test_a_first_visit_fetches_less_than_1_5_mb(name, tab):
+    """Compressed as a server would; html-manager, the same file on every page, aside."""
+    need_scripts(name)
+    one = tab()
+    asked = set()
+    one.page.on("request", lambda request: asked.add(urldefrag(request.url.split("?")[0])[0]))
+    one.open(name)
+    one.page.wait_for_load_state("networkidle")
+    sizes = {}
+    for url in asked:
+        path = unquote(urlparse(url).path).lstrip("/")
+        if url.startswith(tab.server) and not re.search(r"/vendor/(embed-amd\.js|@jupyter-widgets/)", path):
+            data = (SITE / path).read_bytes()
+            sizes[path] = min(len(data), len(gzip.compress(data, 6)))
+    assert f"book/{Path(name).name}.html" in sizes
+    assert sum(sizes.values()) < 1.5e6, sorted(sizes.items(), key=lambda item: -item[1])[:8]
+
+
 def test_no_notebook_failed():
     assert not list((SITE / "reports").glob("**/*.log"))
 
@@ -208,7 +237,8 @@ def test_axe_finds_nothing_serious(name, dark, tab):
 
 
 @in_browser
-@pytest.mark.parametrize("term, page", [("SCAFFOLD", "01_federated_learning"), ("FedYogi", "02_layer_normalization")])
+@pytest.mark.parametrize("term, page", [("SCAFFOLD", "01_federated_learning"), ("FedYogi", "02_layer_normalization"),
+                                        ("FedNAR", "04_fednar")])
 def test_search_finds(term, page, tab):
     found = tab().page
     found.goto(f"{tab.server}/search.html?q={term}")
@@ -242,7 +272,7 @@ def test_explorers_answer_to_the_keyboard(name, tab):
             if seen(box) == shown:  # it stood at the first value
                 page.keyboard.press("ArrowRight")
             page.wait_for_timeout(200)
-            assert seen(box) != shown
+            check_another(name, shown, seen(box))
             assert handle.get_attribute("aria-valuetext") != value
         for menu in box.locator("select").all():
             assert menu.evaluate("node => node.labels.length") == 1
@@ -251,7 +281,14 @@ def test_explorers_answer_to_the_keyboard(name, tab):
             last = menu.evaluate("node => node.selectedIndex == node.options.length - 1")
             page.keyboard.press("ArrowUp" if last else "ArrowDown")
             page.wait_for_timeout(200)
-            assert seen(box) != shown
+            check_another(name, shown, seen(box))
+
+
+def check_another(name, before, now):
+    """Both the text and the picture are another frame's, and belong together."""
+    assert now[0] != before[0] and (now[1] != before[1] or not now[1])
+    frames = [model["state"]["value"] for model in read(name).state.values() if model["model_name"] == "HTMLModel"]
+    assert any(html.escape(now[0], quote=True) in frame and now[1] in frame for frame in frames)
 
 
 def seen(box):

@@ -30,22 +30,24 @@ ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 VENDOR = BOOK / "_static" / "vendor"
 
-# package -> {pattern of its files: where they go below vendor/}; html-manager looks for its fonts under its own name
+# package -> {pattern of its files: where they go below vendor/}; html-manager looks for its fonts under its own name,
+# and its parts, which bring the same fonts, look beside themselves
 FILES = {
     "@jupyter-widgets/html-manager": {
-        "package/dist/embed-amd.js": ".",
-        "package/dist/*.woff2": "@jupyter-widgets/html-manager/dist",
+        "package/dist/embed-amd.js": ["."],
+        "package/dist/*.woff2": ["@jupyter-widgets/html-manager/dist", "@jupyter-widgets"],
     },
-    "requirejs": {"package/require.js": "."},
+    "requirejs": {"package/require.js": ["."]},
     "mathjax": {
-        "package/es5/tex-mml-chtml.js": "mathjax",
-        "package/es5/output/chtml/fonts/woff-v2/*": "mathjax/output/chtml/fonts/woff-v2",
+        "package/es5/tex-mml-chtml.js": ["mathjax"],
+        "package/es5/output/chtml/fonts/woff-v2/*": ["mathjax/output/chtml/fonts/woff-v2"],
     },
 }
 log = logging.getLogger(__name__)
 
 
 def setup(app):
+    app.setup_extension("lighten")
     app.add_config_value("fedbook_state", "", "env")  # a new value makes Sphinx read every page again
     app.connect("config-inited", write_scoreboard)
     app.connect("config-inited", serve_scripts)
@@ -100,25 +102,29 @@ def machine() -> str:
 
 
 def serve_scripts(app, config):
-    """Choose where widget pages get their scripts; ours stands between RequireJS and html-manager."""
-    ours = {"widgets.js": {}}
+    """Choose where widget pages get their scripts; ours stands between RequireJS and html-manager.
+
+    All wait until the page is there, and keep their order.
+    """
+    ours = {"widgets.js": {"defer": ""}}
     try:
         fetch_scripts()
     except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
         log.info("fedbook: scripts come from their CDN, the site needs a network (npm: %s)", error)
-        require, embed = ipywidgets_js_factory().items()
-        config.nb_ipywidgets_js = dict([require, *ours.items(), embed])
+        (require, options), (embed, more) = ipywidgets_js_factory().items()
+        config.nb_ipywidgets_js = {require: {**options, "defer": ""}, **ours, embed: {**more, "defer": ""}}
         return
     config.mathjax_path = "vendor/mathjax/tex-mml-chtml.js"
-    config.nb_ipywidgets_js = {"vendor/require.js": {}, **ours, "vendor/embed-amd.js": {}}
+    config.nb_ipywidgets_js = {"vendor/require.js": {"defer": ""}, **ours, "vendor/embed-amd.js": {"defer": ""}}
 
 
 def fetch_scripts():
     """Fill ``_static/vendor`` from npm, once for every set of versions."""
     versions = json.loads((ROOT / "package.json").read_text())["dependencies"]
+    wanted_now = {"versions": versions, "files": FILES}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     stamp = VENDOR / "versions.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == versions:
+    if stamp.exists() and json.loads(stamp.read_text()) == wanted_now:
         return
     shutil.rmtree(VENDOR, ignore_errors=True)
     for package, wanted in FILES.items():
@@ -127,14 +133,15 @@ def fetch_scripts():
             subprocess.run(command, cwd=folder, check=True, timeout=120, **quiet)
             (packed,) = Path(folder).glob("*.tgz")
             extract(packed, wanted, VENDOR / f"LICENSE.{package.split('/')[-1]}")
-    stamp.write_text(json.dumps(versions, indent=1))
+    stamp.write_text(json.dumps(wanted_now, indent=1))
 
 
-def extract(packed: Path, wanted: dict[str, str], licence: Path):
+def extract(packed: Path, wanted: dict[str, list[str]], licence: Path):
     with tarfile.open(packed) as tar:
         for member in filter(tarfile.TarInfo.isfile, tar.getmembers()):
             name = Path(member.name).name
-            targets = [VENDOR / to / name for glob, to in wanted.items() if fnmatch(member.name, glob)]
+            targets = [VENDOR / to / name for glob, places in wanted.items() if fnmatch(member.name, glob)
+                       for to in places]
             targets += [licence] if member.name == "package/LICENSE" else []
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)

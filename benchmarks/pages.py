@@ -1,0 +1,135 @@
+"""How heavy the built pages are, and how soon they answer: ``python benchmarks/pages.py [SITE]``.
+
+Serves the site (default ``_build/html``) from this machine and opens every page in Chromium (``$CHROMIUM`` or the one
+on the path) without a cache.
+
+- *weight*: what a first visit fetches, each file compressed as a web server would (gzip, level 6, where that shrinks
+  it). html-manager, which draws the widgets and is the same file on every page, is counted apart.
+- *interactive*, for a page with an explorer, with the processor slowed down fourfold as Lighthouse does: seconds from
+  the start of navigation to the first frame after an arrow key has changed the explorer's picture, or to the end of
+  the last long task (50 ms or more) before two quiet seconds, whichever is later. Median over the repetitions. The
+  network is this machine's own: a line of 10 Mbit/s adds 0.8 s for each megabyte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gzip
+import http.server
+import os
+import re
+import shutil
+import statistics
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+SLOWER = 4
+QUIET = 2.0  # seconds
+BUDGET = {"weight": 1.5e6, "interactive": 3.0}
+HTML_MANAGER = re.compile(r"/vendor/(embed-amd\.js|@jupyter-widgets/)")
+WATCH = """
+window.longTasks = [0];
+new PerformanceObserver(list => list.getEntries().forEach(task => longTasks.push(task.startTime + task.duration)))
+  .observe({type: "longtask", buffered: true});
+"""
+ANSWERS = """
+() => new Promise(done => {
+  let shown = null;
+  const look = () => {
+    const handle = document.querySelector(".explore .noUi-handle");
+    const frame = document.querySelector(".explore .explore-frame");
+    if (handle && frame) {
+      shown = shown || frame.alt;
+      if (frame.alt !== shown) return done(performance.now());
+      const first = handle.getAttribute("aria-valuenow") === handle.getAttribute("aria-valuemin");
+      handle.dispatchEvent(new KeyboardEvent("keydown", {key: first ? "ArrowRight" : "ArrowLeft", bubbles: true}));
+    }
+    requestAnimationFrame(look);
+  };
+  look();
+})
+"""
+
+
+def weigh(browser: Browser, site: Path, server: str, page: str) -> tuple[int, int]:
+    """Compressed bytes that a page fetches: its own and html-manager's."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    asked = set()
+    tab = context.new_page()
+    tab.on("request", lambda request: asked.add(request.url.split("?")[0].split("#")[0]))
+    tab.goto(f"{server}/{page}", wait_until="networkidle")
+    tab.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
+    tab.wait_for_load_state("networkidle")
+    context.close()
+    own = managers = 0
+    for url in asked:
+        if not url.startswith(server):
+            continue
+        data = (site / unquote(urlparse(url).path).lstrip("/")).read_bytes()
+        size = min(len(data), len(gzip.compress(data, 6)))
+        if HTML_MANAGER.search(url):
+            managers += size
+        else:
+            own += size
+    return own, managers
+
+
+def interactive(browser: Browser, server: str, page: str) -> float:
+    """Seconds until a page's first explorer answers and the page is quiet, the processor slowed down."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    tab = context.new_page()
+    tab.add_init_script(WATCH)
+    context.new_cdp_session(tab).send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
+    tab.goto(f"{server}/{page}", wait_until="commit")
+    answered = tab.evaluate(ANSWERS)
+    tab.wait_for_function(f"performance.now() - Math.max(...longTasks, {answered}) > {1000 * QUIET}", timeout=60000)
+    last = tab.evaluate("Math.max(...longTasks)")
+    context.close()
+    return max(answered, last) / 1000
+
+
+def serve(site: Path) -> http.server.ThreadingHTTPServer:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            """No line for every request."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("site", nargs="?", type=Path, default=ROOT / "_build" / "html")
+    parser.add_argument("--repeat", type=int, default=5, help="openings of each page with an explorer; 0: none")
+    given = parser.parse_args()
+    pages = sorted((given.site / "book").glob("*.html"))
+    if not pages:
+        parser.error(f"no pages in {given.site / 'book'}: build the book first")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    server = serve(given.site)
+    address = f"http://127.0.0.1:{server.server_port}"
+    print(f"{'page':32s} {'weight':>9s} {'html-manager':>13s} {'interactive, CPU / ' + str(SLOWER):>20s}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for path in pages:
+            page = f"book/{path.name}"
+            own, managers = weigh(browser, given.site, address, page)
+            seconds = None
+            if given.repeat and "SelectionSliderModel" in path.read_text(encoding="utf-8"):
+                seconds = statistics.median(interactive(browser, address, page) for _ in range(given.repeat))
+            shown = f"{seconds:18.2f} s" if seconds is not None else f"{'–':>20s}"
+            over = " over budget" if own > BUDGET["weight"] or (seconds or 0) > BUDGET["interactive"] else ""
+            print(f"{path.stem:32s} {own / 1e6:6.2f} MB {managers / 1e6:10.2f} MB {shown}{over}", flush=True)
+        browser.close()
+    server.shutdown()
+
+
+if __name__ == "__main__":
+    main()
