@@ -24,7 +24,7 @@ OCHRE, SLATE, VIOLET, BROWN, OLIVE, GREY = "#957300", "#64748b", "#6a51a3", "#8c
 
 # One colour and one dash for each thing the book compares, whatever the chapter calls it.
 _STYLES = {
-    ("none", "no norm", "fedavg", "plain", "vanilla"): (BLACK, "-"),
+    ("none", "no norm", "fedavg", "plain", "vanilla", "end to end"): (BLACK, "-"),
     ("ln-g",): (OLIVE, "-"),
     ("ln, each position",): (BLUE, "--"),
     ("ln", "layer", "fedln", "fedavg + ln"): (BLUE, "-"),
@@ -47,13 +47,12 @@ _STYLES = {
     ("feddecorr",): (OLIVE, "--"),
     ("base", "decay outside the clip"): (BLACK, "--"),
     ("nar", "fednar", "decay inside the clip"): (VIOLET, "-"),
-    ("end to end",): (BLACK, "-"),
-    ("layer-wise",): (BLUE, "-"),
+    ("layer-wise",): (SLATE, "-"),
     ("layer-wise, equal work",): (GREEN, "-"),
-    ("+ depth dropout",): (BLUE, "--"),
+    ("+ depth dropout",): (SLATE, ":"),
     ("progressive",): (RED, "-."),
-    ("dropout alone",): (BLACK, "--"),
-    ("not trained",): (GREY, ":"),
+    ("dropout alone",): (RED, "--"),
+    ("not trained",): (GREY, "--"),
     ("centralised", "central", "pooled"): (GREY, ":"),
 }
 _BY_NAME = {name: style for names, style in _STYLES.items() for name in names}
