@@ -1,8 +1,9 @@
-"""What the built pages need not carry: most of an icon font, a script that draws its icons again, and large pictures.
+"""What the built pages need not carry: most of an icon font, a script that draws its icons again, large pictures.
 
 A first visit to a chapter would fetch more than three megabytes, of which a reader sees a third. After the build
 
 - the theme's Font Awesome script goes (it replaces each icon of the font by a drawing of the same icon);
+- MathJax goes from pages without a formula;
 - the icon fonts keep only the icons that a page or a style sheet names;
 - pictures become WebP with 64 colours, which is lossless but for that, or lossy where 64 colours would show.
 """
@@ -19,6 +20,7 @@ from PIL import Image, ImageChops, ImageStat, features
 AWESOME = "_static/vendor/fontawesome"
 SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome/[^"]*\.js[^"]*"></script>')
 PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*/fontawesome/[^>]*>')
+MATHJAX = re.compile(r'\s*<script(?:[^>]* src="[^"]*mathjax[^"]*">|>window\.MathJax = [^<]*)</script>', re.I)
 PICTURE = re.compile(r'(_images/[^"\s]+)\.png(?=["\s])')
 
 
@@ -37,6 +39,7 @@ def lighten(app, error):
     for page in pages:
         before = page.read_text(encoding="utf-8")
         after = PRELOAD.sub("", SCRIPT.sub("", before))
+        after = after if 'class="math' in after else MATHJAX.sub("", after)
         after = PICTURE.sub(r"\1.webp", after) if pictures else after
         if after != before:
             page.write_text(after, encoding="utf-8")
