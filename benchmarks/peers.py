@@ -9,7 +9,7 @@ What is trained is fixed to the last batch: the initial weights, the cohorts, th
 and handed to every runner (`benchmarks/runners/`), each a process in a virtual environment of its own (made on first
 use in `benchmarks/.venv`; the peers' environments see the torch of the first one, so that all run the same build).
 All runners of a workload are alive at once and take turns, a turn being one round or a few; the others wait meanwhile.
-"agreement" trains fewer clients for two rounds in float64 and compares the final weights.
+"agreement" trains for two rounds in float64, on equal and on unequal clients, and compares the final weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -209,8 +209,7 @@ class Runner:
                 return self.connection.recv()
         except (EOFError, OSError):
             self.process.wait(60)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # and what it started
+        self._kill()
         self.log.seek(0)
         lines = [line.strip() for line in self.log.read().splitlines() if line.strip()]
         raise RuntimeError(f"it stopped: {' | '.join(lines[-3:])}")
@@ -234,18 +233,24 @@ class Runner:
         weights = self._hear()
         self.connection.send("bye")
         self.process.wait(60)
+        self._kill()
         return weights
 
+    def _kill(self) -> None:
+        """End the process and what it has started and left behind."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
-def memory(pid: int, entry: str) -> float | None:
-    """MB of resident memory, now (VmRSS) or at its peak (VmHWM), of a process and all below it; None without /proc."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
-    except OSError:
-        return None
-    own = sum(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))
-    return own + sum(memory(int(child), entry) or 0.0 for child in children)
+
+def memory(session: int, entry: str) -> float | None:
+    """MB of resident memory, now (VmRSS) or at its peak (VmHWM), of all processes of a session; None without /proc."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # the process has ended
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                lines = (folder / "status").read_text().splitlines()
+                found += [int(line.split()[1]) / 1024 for line in lines if line.startswith(entry)]
+    return sum(found) if found else None
 
 
 def launch(who: list[Contestant], works: dict[str, Path], python: str | None, folder: Path,
@@ -283,6 +288,8 @@ def agreement(workloads: dict[str, dict], python: str | None, who: list[Contesta
             reference, differences = None, {}
             plain_first = sorted(who or contestants(layouts, False), key=lambda c: c.runner != "plain")
             for contestant in plain_first:
+                if "threads" in contestant.options:  # their number changes nothing here but the time it takes
+                    contestant = replace(contestant, options={**contestant.options, "threads": 1})
                 for runner in launch([contestant], works, python, folder, left_out):
                     weights = runner.finish()
                     reference = weights if reference is None else reference
@@ -292,7 +299,7 @@ def agreement(workloads: dict[str, dict], python: str | None, who: list[Contesta
                         raise RuntimeError(f"{contestant.label} has not done the work of {name}: its final weights "
                                            f"differ by {difference:.1e}")
             found[name] = differences
-            print(name, {label: f"{value:.1e}" for label, value in differences.items()})
+            print(name, {label: f"{value:.1e}" for label, value in differences.items()}, flush=True)
     return {"differences": found, "left_out": left_out}
 
 
@@ -316,9 +323,10 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
         runners = launch(who, works, python, folder, left_out)
         for runner in runners:  # warm up
             runner.rounds(per_turn)
+        order = np.random.default_rng(0)
         for _ in range(repeats):
-            for runner in runners:
-                runner.seconds.append(runner.rounds(per_turn))
+            for i in order.permutation(len(runners)):  # nobody always follows the same one, which may still tidy up
+                runners[i].seconds.append(runners[i].rounds(per_turn))
         for runner in runners:
             runner.finish()
     lines = [{"runner": r.contestant.runner, "label": r.contestant.label, "layout": r.contestant.layout,
@@ -369,9 +377,19 @@ def growth(python: str | None) -> dict:
 
 
 def provenance() -> dict:
-    """Machine, date, and how busy the machine was."""
+    """Machine, date, and how busy the machine was with other things."""
     return {"hardware": fl.claims.hardware(), "date": datetime.date.today().isoformat(), "load": os.getloadavg()[0],
-            "versions": fl.claims.versions()}
+            "busy": busy(), "versions": fl.claims.versions()}
+
+
+def busy(seconds: float = 5.0) -> float | None:
+    """The share of all cores' time, from now on for some seconds, in which they were not idle; None without /proc."""
+    if not Path("/proc/stat").exists():
+        return None
+    before = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    time.sleep(seconds)
+    spent = np.array([int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]) - before
+    return float(1 - spent[3:5].sum() / spent.sum())  # idle, and waiting for a disk
 
 
 def report(result: dict) -> None:
@@ -404,14 +422,15 @@ def main() -> None:
     for name in given.workloads or every:
         before = provenance()
         if name == "agreement":
-            few = {"images": 50, "clients_per_round": 4}
-            result = agreement({n: w if "data" in w else {**w, **few} for n, w in WORKLOADS.items()}, given.python)
+            few = {**WORKLOADS["small_cnn"], "images": 50, "clients_per_round": 4}
+            result = agreement({"small_cnn": few, "one_class": WORKLOADS["one_class"]}, given.python)
         elif name == "growth":
             result = growth(given.python)
         else:
             result = race(name, WORKLOADS[name], given.python, given.repeats, given.device)
             print(WORKLOADS[name]["title"])
             report(result)
+            sys.stdout.flush()
         path = given.out / f"{name}{'' if given.device == 'cpu' else '.' + given.device}.json"
         path.write_text(json.dumps({**before, "device": given.device, **result}, indent=1) + "\n")
 

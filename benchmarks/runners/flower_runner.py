@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0")
+os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
