@@ -107,7 +107,7 @@ def prepare(path: Path, workload: dict, *, name: str, rounds: int, layout: str, 
         s.update(shape=list(data.shape), classes=data.num_classes)
         parts = [p.numpy() for p in fl.partition.n_class(data.y_train, s["clients"], 1, seed=0)]
     else:
-        stock = min(s["clients"] * s["images"], 10_000)  # clients share images where there would be more
+        stock = s.get("stock", s["clients"] * s["images"])  # clients share images where it is less than they hold
         channels, height, width = s["shape"]
         images = rng.integers(0, 256, (stock, height, width, channels), dtype=np.uint8)
         labels = rng.integers(0, s["classes"], stock)
@@ -337,8 +337,8 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
 
 def growth(python: str | None) -> dict:
     """fedlib alone: more sampled clients, more rounds, more clients that are not sampled."""
-    small = {**WORKLOADS["small_cnn"], "images": 20, "clients": 1000}
-    tiny = {**WORKLOADS["logistic"], "images": 20}
+    small = {**WORKLOADS["small_cnn"], "images": 20, "clients": 1000, "stock": 10_000}
+    tiny = {**WORKLOADS["logistic"], "images": 20, "stock": 10_000}
     ours = Contestant("fedlib", CHANNELS_LAST)
 
     def begin(folder: Path, workload: dict, rounds: int) -> Runner:

@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from importlib import metadata
 from multiprocessing.connection import Connection
 
@@ -29,11 +30,16 @@ class Work:
         self.settings = s = json.loads(stored["settings"].item())
         self.images, self.labels, self.start = stored["images"], stored["labels"], stored["start"]
         self.dtype = torch.float64 if s["precision"] == "float64" else torch.float32
-        x = torch.from_numpy(self.images).permute(0, 3, 1, 2)  # stored N,H,W,C
-        x = x if s["layout"] == "channels-last" else x.contiguous()
-        self.x, self.y = (x.to(self.dtype) / 255).to(s["device"]), torch.from_numpy(self.labels).to(s["device"])
+        self.y = torch.from_numpy(self.labels).to(s["device"])
         self.parts = np.split(stored["parts"], np.cumsum(stored["part_sizes"])[:-1])
         self._cohorts, self._index, self._size = stored["cohorts"], stored["index"], stored["size"]
+
+    @cached_property
+    def x(self) -> Tensor:
+        """Made on first use: fedlib keeps bytes."""
+        x = torch.from_numpy(self.images).permute(0, 3, 1, 2)  # stored N,H,W,C
+        x = x if self.settings["layout"] == "channels-last" else x.contiguous()
+        return (x.to(self.dtype) / 255).to(self.settings["device"])
 
     @property
     def rounds(self) -> int:
