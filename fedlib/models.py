@@ -53,6 +53,17 @@ class Classifier(nn.Module):
         return self.head(self.body(x))
 
 
+class MaxPool2d(nn.MaxPool2d):
+    """torch's max-pooling, which on a CPU is 3 to 14 times as fast when the channels of a pixel lie together.
+
+    Under vmap they do not, because there the channels of all rows go into one convolution.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., C, H, W) in any memory format -> (..., C, H', W'), channels-last."""
+        return super().forward(x.movedim(-3, -1).contiguous().movedim(-1, -3))
+
+
 @dataclass(frozen=True)
 class Style:
     """How the layers of an MLP or a CNN are put together; the keyword options of `mlp`, `ln_net` and the CNNs.
@@ -242,7 +253,7 @@ def alexnet(shape: Shape, classes: int, norm: str = "none", width: int = 64, hid
     layers, size_in = [], shape[0]
     for index, (size, kernel, stride, padding, pooled) in enumerate(convs, start=1):
         conv = style.conv(size_in, size, kernel, stride=stride, padding=padding)
-        layers += style.layer(f"conv{index}", index, conv, False, nn.MaxPool2d(3, 2) if pooled else None)
+        layers += style.layer(f"conv{index}", index, conv, False, MaxPool2d(3, 2) if pooled else None)
         size_in = size
     layers += [("average", nn.AdaptiveAvgPool2d(6)), ("flatten", nn.Flatten())]
     size_in *= 36
@@ -288,7 +299,7 @@ def _classifier(shape: Shape, classes: int, style: Style, *, channels: Sequence[
     for size in channels:
         index += 1
         conv, pooled = style.conv(size_in, size, kernel, padding=padding), index <= pools
-        layers += style.layer(f"conv{index}", index, conv, index == last, nn.MaxPool2d(2) if pooled else None)
+        layers += style.layer(f"conv{index}", index, conv, index == last, MaxPool2d(2) if pooled else None)
         size_in, shape = size, [(side - trim) // (2 if pooled else 1) for side in shape]
     layers.append(("flatten", nn.Flatten()))
     size_in *= shape[0] * shape[1]

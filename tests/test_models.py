@@ -57,6 +57,19 @@ def test_cnn_written_out():
     torch.testing.assert_close(model(x), h @ p["head.weight"].T)
 
 
+@pytest.mark.parametrize("kernel, stride", [(2, 2), (3, 2)])
+def test_max_pooling_is_torchs_in_any_layout_and_under_vmap(kernel, stride):
+    pool, layouts = models.MaxPool2d(kernel, stride), (lambda x: x, lambda x: x.to(memory_format=torch.channels_last))
+    values = torch.randint(0, 3, (5, 4, 6, 8, 8), generator=torch.Generator().manual_seed(0)).float()  # many ties
+    for layout in layouts:
+        x, y = layout(values[0]).requires_grad_(), values[0].clone().requires_grad_()
+        mine, theirs = pool(x), F.max_pool2d(y, kernel, stride)
+        weight = torch.randn(theirs.shape)
+        assert torch.equal(mine, theirs)
+        assert torch.equal(*(torch.autograd.grad((out * weight).sum(), of)[0] for out, of in ((mine, x), (theirs, y))))
+    assert torch.equal(torch.vmap(pool)(values), torch.stack([F.max_pool2d(x, kernel, stride) for x in values]))
+
+
 @pytest.mark.parametrize("where, slope", [("after", 0.0), ("after", 0.2), ("before", 0.0), ("before", 0.2)])
 @pytest.mark.parametrize("norm", ["none", "layer", "feature", "batch"])
 def test_pooling_before_the_activation_changes_nothing(where, slope, norm):
