@@ -10,7 +10,7 @@ Each module answers one question::
     simulate     the rounds                       measure      what we look at
     claims       what a paper promised            plots        how it looks
     explore      how a reader plays               chapter      what every chapter does
-    tuning       every method at its best
+    tuning       every method at its best          parallel     trainings side by side
 
     >>> import fedlib as fl
     >>> data = fl.data.load("digits")
@@ -31,13 +31,16 @@ from fedlib import (
     measure,
     models,
     norms,
+    parallel,
     partition,
     plots,
     texts,
     tuning,
 )
 from fedlib.explore import explore, explore_runs
+from fedlib.parallel import side_by_side
 from fedlib.simulate import Run, run, sweep
 
 __all__ = ["Run", "algorithms", "chapter", "claims", "cohort", "construct", "data", "domains", "explore",
-           "explore_runs", "measure", "models", "norms", "partition", "plots", "run", "sweep", "texts", "tuning"]
+           "explore_runs", "measure", "models", "norms", "parallel", "partition", "plots", "run", "side_by_side",
+           "sweep", "texts", "tuning"]

@@ -30,6 +30,8 @@ from fedlib.models import BlockBody
 STREAMS = 10  # of a GPU that clients are spread over
 TOGETHER = 512  # images of one client that are made ready at a time
 
+beside_others = False  # True in a process of fedlib.side_by_side: the other cores belong to its neighbours
+
 Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 Transformation = Callable[[Tensor, Tensor, "Local"], Tensor]
 
@@ -514,5 +516,7 @@ def slices(count: int, size: int) -> list[slice]:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """CPU cores this process may use; one beside others."""
+    if beside_others:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,9 +13,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -293,6 +290,10 @@ def linear_probe(z: torch.Tensor, y: torch.Tensor, z_test: torch.Tensor, y_test:
     scikit-learn's logistic regression with its own regularisation (C = 1), on features standardised by the training
     set's mean and deviation. z (N, d), z_test (M, d) float; y (N,), y_test (M,) int64.
     """
+    from sklearn.linear_model import LogisticRegression  # here, because importing it takes a second
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     return float(probe.fit(z.cpu().numpy(), y.cpu().numpy()).score(z_test.cpu().numpy(), y_test.cpu().numpy()))
 

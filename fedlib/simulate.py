@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fedlib import cohort
 from fedlib.algorithms import Algorithm, Update, fedavg
 from fedlib.cohort import Batches, Layout, Local, Trainer, cores, one_thread, slices
 from fedlib.data import Data, prepare
@@ -161,8 +162,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         if data.is_text:
             raise ValueError(f"{algorithm.name!r} distorts images, but {data.name!r} is a text")
         _check_views(algorithm.name, batch_size, [len(p) for p in parts], by_epochs=local_steps is None)
-    engine = _choose_engine(networks[0], device, data) if engine == "auto" else engine
     rows = len(settings) * K
+    engine = _choose_engine(networks[0], device, data, rows) if engine == "auto" else engine
     chunk = chunk or (rows if device.type == "cuda" else min(rows, CHUNK))
     config = {"algorithm": algorithm.name, "settings": dict(algorithm.settings), "data": data.name,
               "train_images": len(data.x_train), "test_images": len(data.x_test), "parts": _digest(parts),
@@ -447,7 +448,8 @@ class _Federation:
         start, saved, before = time.monotonic(), time.monotonic(), self.seconds
         rounds = self.config["rounds"]
         label = progress if isinstance(progress, str) else self.algorithm.name
-        bar = tqdm(total=rounds, initial=self.t, desc=label, unit="round", leave=False, disable=not progress)
+        bar = tqdm(total=rounds, initial=self.t, desc=label, unit="round", leave=False,
+                   disable=not progress or cohort.beside_others)
         # Sums over clients are short: threads that wait for one another there cost more than they save.
         with bar, one_thread(self.device):
             while self.t < rounds and not all(self.diverged):
@@ -582,10 +584,14 @@ def _networks(model: nn.Module | Callable[[], nn.Module], seeds: list[int], dtyp
     return [made[seed] for seed in seeds]
 
 
-def _choose_engine(net: nn.Module, device: torch.device, data: Data) -> str:
-    """Stacked where launching an operation costs more than doing it: small images and few weights on a CPU."""
+def _choose_engine(net: nn.Module, device: torch.device, data: Data, rows: int) -> str:
+    """Stacked where launching an operation costs more than doing it: small images and few weights on a CPU.
+
+    There vmap costs as much as two or three rows.
+    """
     weights = sum(p.numel() for p in net.parameters())
-    return "stacked" if device.type == "cuda" or (weights < 100_000 and data.x_train[0].numel() <= 256) else "clients"
+    small = weights < 100_000 and data.x_train[0].numel() <= 256 and rows > 2
+    return "stacked" if device.type == "cuda" or small else "clients"
 
 
 def _digest(parts: Sequence[Tensor] | None) -> str | None:

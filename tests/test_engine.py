@@ -579,6 +579,11 @@ def test_history_says_what_happened(data, parts):
     assert run.config["engine"] in ("clients", "stacked") and run.diverged is None
 
 
+@pytest.mark.parametrize("K, engine", [(1, "clients"), (2, "clients"), (3, "stacked"), (5, "stacked")])
+def test_few_rows_are_not_worth_stacking(data, parts, K, engine):
+    assert fed(data, parts, clients_per_round=K, rounds=1).config["engine"] == engine
+
+
 def test_loss_is_the_mean_over_steps_and_clients(data, parts):
     """A learning rate too small to move anything leaves the loss of the initial network."""
     run = fed(data, parts, lr=1e-12, rounds=1, local_epochs=1)

@@ -1,0 +1,92 @@
+"""Independent trainings side by side, one process for each core of the CPU.
+
+A sweep of small networks spends most of its time in Python, which runs on one core at a time, however many threads
+there are. Two sweeps in two processes do not wait for each other.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Hashable, Iterable
+from typing import TypeVar
+
+import loky
+import torch
+from tqdm import tqdm
+
+from fedlib import cohort
+
+Key, Result = TypeVar("Key", bound=Hashable), TypeVar("Result")
+
+
+def side_by_side(function: Callable[[Key], Result], keys: Iterable[Key], *, first: Collection[Key] = (),
+                 processes: int | None = None, progress: bool | str = True) -> dict[Key, Result]:
+    """``{key: function(key) for key in keys}``, several at a time; it changes no bit of a :class:`fedlib.Run`.
+
+    Where there is a CUDA GPU or a single core, the calls are made here, one after another. Elsewhere they are made in
+    processes of their own: what ``function`` reads travels to them and what it returns travels back, but whatever else
+    it changes is lost. It may be a lambda or a function of a notebook. Sweeps in it use one thread.
+
+    Args:
+        function: called with one key.
+        keys: all different.
+        first: the keys that take longest. They are begun first, so that none of them is left alone at the end.
+        processes: how many; the number of cores when left out.
+        progress: show a progress bar over the keys; a string is its label.
+
+    Returns:
+        The results in the order of ``keys``.
+
+    Raises:
+        ValueError: if a key occurs twice or ``processes`` is no whole number of at least 1.
+        Exception: the first one that ``function`` raises. Its warnings are repeated here.
+    """
+    keys = list(keys)
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"keys must differ from one another, got {keys!r}")
+    if processes is not None and (not isinstance(processes, int) or isinstance(processes, bool) or processes < 1):
+        raise ValueError(f"processes must be a whole number of at least 1, got {processes!r}")
+    together = min(len(keys), cohort.cores() if processes is None else processes)
+    if together <= 1 or torch.cuda.is_available():
+        return {key: function(key) for key in keys}
+    executor = _executor(together)
+    begun = {key: executor.submit(_in_process, function, key) for key in sorted(keys, key=lambda key: key not in first)}
+    label = progress if isinstance(progress, str) else None
+    found = {}
+    try:
+        for key in tqdm(keys, label, unit="sweep", leave=False, disable=not progress):
+            found[key], told = begun[key].result()
+            for warning in told:
+                warnings.warn(warning, stacklevel=2)
+    finally:
+        for future in begun.values():  # after an error nobody waits for the others
+            future.cancel()
+    return found
+
+
+def warm_up() -> None:
+    """Start the processes of :func:`side_by_side` in the background, which takes them some seconds of imports."""
+    if cohort.cores() > 1 and not torch.cuda.is_available():
+        for _ in range(cohort.cores()):
+            _executor(cohort.cores()).submit(int)
+
+
+def _executor(processes: int) -> loky.ProcessPoolExecutor:
+    """Loky's, because Python's own cannot send a lambda or a function of a notebook; kept for the next call."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    # What torch keeps after a large training, loky would take for a leak: it would begin a new process.
+    env = {**threads, "LOKY_MAX_MEMORY_LEAK_SIZE": "1e12"}
+    return loky.get_reusable_executor(processes, timeout=600, initializer=_begin_process, env=env)
+
+
+def _begin_process() -> None:
+    cohort.beside_others = True
+    torch.set_num_threads(1)
+
+
+def _in_process(function: Callable, key: object) -> tuple[object, list[Warning]]:
+    """``function(key)`` and the warnings it gave."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = function(key)
+    return result, [w.message for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))]
