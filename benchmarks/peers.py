@@ -48,6 +48,7 @@ NAMES = {"plain": "plain loop", "fedlib": "fedlib", "pfl": "pfl-research", "flow
 TOLERANCE = {"pfl": 1e-7}
 AS_WRITTEN, CHANNELS_LAST = "as written", "channels-last"
 SECONDS = 300  # that a runner may be silent
+SETTLE = 0.2  # seconds before a turn, in which the runner before it tidies up
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def contestants(layouts: tuple[str, ...], bf16: bool) -> list[Contestant]:
 CIFAR = {"shape": [3, 32, 32], "classes": 10, "clients": 100, "images": 100, "clients_per_round": 10, "batch_size": 20,
          "local_epochs": 1, "local_steps": None, "lr": 0.05, "seed": 0, "bias": True}
 WORKLOADS = {
-    "small_cnn": {**CIFAR, "title": "small CNN", "channels": [16, 32], "kernel": 3, "hidden": [64]},
+    "small_cnn": {**CIFAR, "title": "small CNN", "channels": [16, 32], "kernel": 3, "hidden": [64],
+                  "rounds_per_turn": 4},
     "leaf_cnn": {**CIFAR, "title": "LEAF CNN", "channels": [32, 64], "kernel": 5, "hidden": [512]},
     "mlp": {**CIFAR, "title": "MLP", "channels": [], "kernel": 0, "hidden": [200, 200], "rounds_per_turn": 5},
     "logistic": {**CIFAR, "title": "logistic regression", "channels": [], "kernel": 0, "hidden": [],
@@ -216,6 +218,7 @@ class Runner:
 
     def rounds(self, count: int) -> float:
         """Let it train; seconds a round."""
+        time.sleep(SETTLE)
         self.peak_mb = memory(self.process.pid, "VmHWM")  # before, since after the last round a runner shuts down
         start = time.perf_counter()
         for _ in range(count):
