@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import TypeVar
+from typing import Any
 
 import loky
 import torch
@@ -16,12 +16,10 @@ from tqdm import tqdm
 
 from fedlib import cohort
 
-Key, Result = TypeVar("Key", bound=Hashable), TypeVar("Result")
 
-
-def side_by_side(function: Callable[[Key], Result], keys: Iterable[Key], *, first: Collection[Key] = (),
-                 processes: int | None = None, progress: bool | str = True) -> dict[Key, Result]:
-    """``{key: function(key) for key in keys}``, several at a time; it changes no bit of a :class:`fedlib.Run`.
+def side_by_side(function: Callable[[Any], Any], keys: Iterable[Hashable], *, first: Collection[Hashable] = (),
+                 processes: int | None = None, progress: bool | str = True) -> dict[Hashable, Any]:
+    """``{key: function(key) for key in keys}``, several at a time; it changes no bit of a :class:`fedlib.simulate.Run`.
 
     Where there is a CUDA GPU or a single core, the calls are made here, one after another. Elsewhere they are made in
     processes of their own: what ``function`` reads travels to them and what it returns travels back, but whatever else
@@ -84,7 +82,7 @@ def _begin_process() -> None:
     torch.set_num_threads(1)
 
 
-def _in_process(function: Callable, key: object) -> tuple[object, list[Warning]]:
+def _in_process(function: Callable[[Any], Any], key: Hashable) -> tuple[Any, list[Warning]]:
     """``function(key)`` and the warnings it gave."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
