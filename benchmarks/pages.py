@@ -4,10 +4,10 @@ Serves the site (default ``_build/html``) from this machine and opens every page
 on the path) without a cache.
 
 - *weight*: what a first visit fetches, each file compressed as a web server would (gzip, level 6, where that shrinks
-  it). html-manager, which draws the widgets and is the same file on every page, is counted apart.
+  it).
 - *interactive*, for a page with an explorer, with the processor slowed down fourfold as Lighthouse does: seconds from
-  the start of navigation to the first frame after an arrow key has changed the explorer's picture, or to the end of
-  the last long task (50 ms or more) before two quiet seconds, whichever is later. Median over the repetitions, on a
+  the start of navigation to the first frame after a step of a slider has changed the explorer's picture, or to the end
+  of the last long task (50 ms or more) before two quiet seconds, whichever is later. Median over the repetitions, on a
   machine that does nothing else. The network is its own: a line of 10 Mbit/s adds 0.8 s for each megabyte.
 """
 
@@ -18,7 +18,6 @@ import functools
 import gzip
 import http.server
 import os
-import re
 import shutil
 import statistics
 import threading
@@ -31,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SLOWER = 4
 QUIET = 2.0  # seconds
 BUDGET = {"weight": 1.5e6, "interactive": 3.0}
-HTML_MANAGER = re.compile(r"/vendor/(embed-amd\.js|@jupyter-widgets/)")
 WATCH = """
 window.longTasks = [0];
 new PerformanceObserver(list => list.getEntries().forEach(task => longTasks.push(task.startTime + task.duration)))
@@ -41,13 +39,13 @@ ANSWERS = """
 () => new Promise(done => {
   let shown = null;
   const look = () => {
-    const handle = document.querySelector(".explore .noUi-handle");
+    const slider = document.querySelector(".explore input[type=range]");
     const frame = document.querySelector(".explore .explore-frame");
-    if (handle && frame) {
+    if (slider && frame) {
       shown = shown || frame.alt;
       if (frame.alt !== shown) return done(performance.now());
-      const first = handle.getAttribute("aria-valuenow") === handle.getAttribute("aria-valuemin");
-      handle.dispatchEvent(new KeyboardEvent("keydown", {key: first ? "ArrowRight" : "ArrowLeft", bubbles: true}));
+      slider.value = slider.value === slider.min ? +slider.value + 1 : slider.value - 1;
+      slider.dispatchEvent(new Event("input", {bubbles: true}));
     }
     requestAnimationFrame(look);
   };
@@ -56,8 +54,8 @@ ANSWERS = """
 """
 
 
-def weigh(browser: Browser, site: Path, server: str, page: str) -> tuple[int, int]:
-    """Compressed bytes that a page fetches: its own and html-manager's."""
+def weigh(browser: Browser, site: Path, server: str, page: str) -> int:
+    """Compressed bytes that a page fetches."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     asked = set()
     tab = context.new_page()
@@ -66,17 +64,8 @@ def weigh(browser: Browser, site: Path, server: str, page: str) -> tuple[int, in
     tab.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
     tab.wait_for_load_state("networkidle")
     context.close()
-    own = managers = 0
-    for url in asked:
-        if not url.startswith(server):
-            continue
-        data = (site / unquote(urlparse(url).path).lstrip("/")).read_bytes()
-        size = min(len(data), len(gzip.compress(data, 6)))
-        if HTML_MANAGER.search(url):
-            managers += size
-        else:
-            own += size
-    return own, managers
+    files = [(site / unquote(urlparse(url).path).lstrip("/")).read_bytes() for url in asked if url.startswith(server)]
+    return sum(min(len(data), len(gzip.compress(data, 6))) for data in files)
 
 
 def interactive(browser: Browser, server: str, page: str) -> float:
@@ -116,18 +105,18 @@ def main() -> None:
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     server = serve(given.site)
     address = f"http://127.0.0.1:{server.server_port}"
-    print(f"{'page':32s} {'weight':>9s} {'html-manager':>13s} {'interactive, CPU / ' + str(SLOWER):>20s}")
+    print(f"{'page':32s} {'weight':>9s} {'interactive, CPU / ' + str(SLOWER):>20s}")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for path in pages:
             page = f"book/{path.name}"
-            own, managers = weigh(browser, given.site, address, page)
+            weight = weigh(browser, given.site, address, page)
             seconds = None
             if given.repeat and "SelectionSliderModel" in path.read_text(encoding="utf-8"):
                 seconds = statistics.median(interactive(browser, address, page) for _ in range(given.repeat))
             shown = f"{seconds:18.2f} s" if seconds is not None else f"{'–':>20s}"
-            over = " over budget" if own > BUDGET["weight"] or (seconds or 0) > BUDGET["interactive"] else ""
-            print(f"{path.stem:32s} {own / 1e6:6.2f} MB {managers / 1e6:10.2f} MB {shown}{over}", flush=True)
+            over = " over budget" if weight > BUDGET["weight"] or (seconds or 0) > BUDGET["interactive"] else ""
+            print(f"{path.stem:32s} {weight / 1e6:6.2f} MB {shown}{over}", flush=True)
         browser.close()
     server.shutdown()
 

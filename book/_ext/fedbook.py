@@ -1,8 +1,8 @@
 """What the build does beyond Jupyter Book's own settings.
 
 - puts the scoreboard, made from ``book/results/*.json``, where a page says ``{{ scoreboard }}``;
-- copies the scripts a page needs into the site (html-manager, RequireJS, MathJax, at the versions in package.json), so
-  that it works without a network; without npm they come from their CDN, and the build says so;
+- shows explorers with a script of our own, and copies MathJax, at the version in package.json, into the site, so that
+  it works without a network; without npm MathJax comes from its CDN, and the build says so;
 - mends markup of the tools below it that a screen reader stumbles over;
 - throws away executed notebooks when the code they ran on has changed, which the notebook cache does not see.
 """
@@ -21,7 +21,6 @@ from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 
-from myst_nb.core.config import ipywidgets_js_factory
 from sphinx.util import logging
 
 from fedlib import claims
@@ -30,17 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 VENDOR = BOOK / "_static" / "vendor"
 
-# package -> {pattern of its files: where they go below vendor/}; html-manager looks for its fonts under its own name,
-# and its parts, which bring the same fonts, look beside themselves
+# package -> {pattern of its files: where they go below vendor/}
 FILES = {
-    "@jupyter-widgets/html-manager": {
-        "package/dist/embed-amd.js": ["."],
-        "package/dist/*.woff2": ["@jupyter-widgets/html-manager/dist", "@jupyter-widgets"],
-    },
-    "requirejs": {"package/require.js": ["."]},
     "mathjax": {
-        "package/es5/tex-mml-chtml.js": ["mathjax"],
-        "package/es5/output/chtml/fonts/woff-v2/*": ["mathjax/output/chtml/fonts/woff-v2"],
+        "package/es5/tex-mml-chtml.js": "mathjax",
+        "package/es5/output/chtml/fonts/woff-v2/*": "mathjax/output/chtml/fonts/woff-v2",
     },
 }
 log = logging.getLogger(__name__)
@@ -102,20 +95,14 @@ def machine() -> str:
 
 
 def serve_scripts(app, config):
-    """Choose where widget pages get their scripts; ours stands between RequireJS and html-manager.
-
-    All wait until the page is there, and keep their order.
-    """
-    ours = {"widgets.js": {"defer": ""}}
+    """Choose where pages get their scripts."""
+    config.nb_ipywidgets_js = {"explorers.js": {"defer": ""}}  # on pages with widgets only
     try:
         fetch_scripts()
     except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
-        log.info("fedbook: scripts come from their CDN, the site needs a network (npm: %s)", error)
-        (require, options), (embed, more) = ipywidgets_js_factory().items()
-        config.nb_ipywidgets_js = {require: {**options, "defer": ""}, **ours, embed: {**more, "defer": ""}}
+        log.info("fedbook: MathJax comes from its CDN, formulas need a network (npm: %s)", error)
         return
     config.mathjax_path = "vendor/mathjax/tex-mml-chtml.js"
-    config.nb_ipywidgets_js = {"vendor/require.js": {"defer": ""}, **ours, "vendor/embed-amd.js": {"defer": ""}}
 
 
 def fetch_scripts():
@@ -136,12 +123,11 @@ def fetch_scripts():
     stamp.write_text(json.dumps(wanted_now, indent=1))
 
 
-def extract(packed: Path, wanted: dict[str, list[str]], licence: Path):
+def extract(packed: Path, wanted: dict[str, str], licence: Path):
     with tarfile.open(packed) as tar:
         for member in filter(tarfile.TarInfo.isfile, tar.getmembers()):
             name = Path(member.name).name
-            targets = [VENDOR / to / name for glob, places in wanted.items() if fnmatch(member.name, glob)
-                       for to in places]
+            targets = [VENDOR / to / name for glob, to in wanted.items() if fnmatch(member.name, glob)]
             targets += [licence] if member.name == "package/LICENSE" else []
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)
