@@ -154,19 +154,20 @@ def environment(runner: str, python: str | None) -> str:
         return sys.executable
     root = HERE / ".venv"
     base = root / "fedlib"
-    if not (base / "made").exists():
-        make(base, python, ["-e", str(HERE.parent)])
+    make(base, python, ["-e", str(HERE.parent)], needs=(HERE.parent / "pyproject.toml").read_text())
     package = PACKAGES[runner]
     if package is None:
         return str(base / "bin" / "python")
     own = root / runner
-    if not (own / "made").exists():
-        make(own, python, [package], see=base)
+    make(own, python, [package], needs=package, see=base)
     return str(own / "bin" / "python")
 
 
-def make(folder: Path, python: str, packages: list[str], see: Path | None = None) -> None:
-    """A virtual environment with some packages, which falls back on those of another one."""
+def make(folder: Path, python: str, packages: list[str], needs: str, see: Path | None = None) -> None:
+    """A virtual environment with some packages, which falls back on those of another one; anew if needs changed."""
+    made = folder / "made"
+    if made.exists() and made.read_text() == needs:
+        return
     subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
     if see:
         (own,), (theirs,) = (list(f.glob("lib/python*/site-packages")) for f in (folder, see))
@@ -174,7 +175,7 @@ def make(folder: Path, python: str, packages: list[str], see: Path | None = None
     done = subprocess.run([folder / "bin" / "pip", "install", "-q", *packages], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"not installed: {done.stderr.strip().splitlines()[-1]}")
-    (folder / "made").touch()
+    made.write_text(needs)
 
 
 # --- runners ---
