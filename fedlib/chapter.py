@@ -244,9 +244,10 @@ class Verdicts:
         Raises:
             AssertionError: a verdict differs or a claim was not judged; the message names it with its measurement.
         """
-        found = {one.id: one for one in self.claims}
-        differ = [f"{id}: " + (f"{found[id].verdict} ({found[id].measured})" if id in found else "not judged")
-                  + f", expected {verdict if isinstance(verdict, str) else ' or '.join(verdict)}"
-                  for id, verdict in verdicts.items()
-                  if id not in found or found[id].verdict not in ((verdict,) if isinstance(verdict, str) else verdict)]
+        found, differ = {one.id: one for one in self.claims}, []
+        for id, verdict in verdicts.items():
+            accepted = (verdict,) if isinstance(verdict, str) else verdict
+            if id not in found or found[id].verdict not in accepted:
+                got = f"{found[id].verdict} ({found[id].measured})" if id in found else "not judged"
+                differ.append(f"{id}: {got}, expected {' or '.join(accepted)}")
         assert not differ, "; ".join(differ)

@@ -44,8 +44,9 @@ def side_by_side(function: Callable[[Any], Any], keys: Iterable[Hashable], *, fi
         raise ValueError(f"keys must differ from one another, got {keys!r}")
     if processes is not None and (not isinstance(processes, int) or isinstance(processes, bool) or processes < 1):
         raise ValueError(f"processes must be a whole number of at least 1, got {processes!r}")
-    together = min(len(keys), cohort.cores() if processes is None else processes)
-    if together <= 1 or torch.cuda.is_available():
+    # as many as there are cores, even for fewer keys: a pool of another size would begin its processes anew
+    together = cohort.cores() if processes is None else min(processes, len(keys))
+    if min(together, len(keys)) <= 1 or torch.cuda.is_available():
         return {key: function(key) for key in keys}
     executor = _executor(together)
     begun = {key: executor.submit(_in_process, function, key) for key in sorted(keys, key=lambda key: key not in first)}
