@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py [WORKLOAD ...] [--python python3.12] [--repeats 9] [--out benchmarks/results]
 
-Workloads: the names in WORKLOADS, "agreement" and "growth"; all of them when left out. Each writes OUT/WORKLOAD.json,
-from which the book's page is made.
+Workloads: the names in WORKLOADS, "agreement" and "growth"; when left out all, on a CPU without the two networks that
+are for a GPU. Each writes OUT/WORKLOAD.json, from which the book's page is made.
 
 What is trained is fixed to the last batch: the initial weights, the cohorts, the batches and their order are drawn once
 and handed to every runner (`benchmarks/runners/`), each a process in a virtual environment of its own (made on first
@@ -71,10 +71,11 @@ PEERS = (("pfl", {"processes": 2, "threads": 1}), ("blazefl", {"threads": 2}),
          ("blazefl", {"workers": 2, "threads": 1}), ("fedlab", {"threads": 2}), ("flower", {"actors": 2}))
 
 
-def contestants(layouts: tuple[str, ...], bf16: bool) -> list[Contestant]:
+def contestants(layouts: tuple[str, ...], bf16: bool, device: str) -> list[Contestant]:
+    """All lines of a table; the peers' settings are those for two cores, so a GPU has none of them."""
     ours = [Contestant("fedlib", layout) for layout in layouts[::-1]]
     ours += [Contestant("fedlib", CHANNELS_LAST, {"precision": "bf16"})] if bf16 else []
-    others = (("plain", {"threads": 2}), *PEERS)
+    others = (("plain", {"threads": 2}), *(PEERS if device == "cpu" else ()))
     return ours + [Contestant(runner, layout, options) for layout in layouts for runner, options in others]
 
 
@@ -91,7 +92,13 @@ WORKLOADS = {
     "one_class": {"title": "chapter 2, quick", "data": "digits", "channels": [8, 16], "kernel": 3, "hidden": [32],
                   "bias": False, "clients": 10, "clients_per_round": 10, "batch_size": 16, "local_steps": 5,
                   "local_epochs": None, "lr": 0.1, "seed": 0, "rounds_per_turn": 10},
+    "resnet18_gn": {**CIFAR, "title": "ResNet-18 with group norm", "model": "resnet18", "options": {"norm": "group"},
+                    "channels": [], "hidden": []},
+    "transformer": {**CIFAR, "title": "character transformer", "model": "char_transformer", "options": {"dropout": 0.0},
+                    "shape": [80], "classes": 80, "channels": [], "hidden": []},
 }
+FOR_A_GPU = ("resnet18_gn", "transformer")
+SWEEP = {"lr": [0.01, 0.03, 0.1, 0.3, 1.0], "seed": [0, 1, 2]}
 
 
 # --- the work ---
@@ -110,8 +117,8 @@ def prepare(path: Path, workload: dict, *, name: str, rounds: int, layout: str, 
         parts = [p.numpy() for p in fl.partition.n_class(data.y_train, s["clients"], 1, seed=0)]
     else:
         stock = s.get("stock", s["clients"] * s["images"])  # clients share images where it is less than they hold
-        channels, height, width = s["shape"]
-        images = rng.integers(0, 256, (stock, height, width, channels), dtype=np.uint8)
+        first, *rest = s["shape"]  # channels, height, width; or the length of a text
+        images = rng.integers(0, 256 if rest else s["classes"], (stock, *rest, first), dtype=np.uint8)
         labels = rng.integers(0, s["classes"], stock)
         parts = list((np.arange(s["clients"] * s["images"]) % stock).reshape(s["clients"], -1))
     with torch.random.fork_rng(devices=[]):
@@ -276,7 +283,8 @@ def launch(who: list[Contestant], works: dict[str, Path], python: str | None, fo
 # --- what is measured ---
 
 
-def agreement(workloads: dict[str, dict], python: str | None, who: list[Contestant] | None = None) -> dict:
+def agreement(workloads: dict[str, dict], python: str | None, who: list[Contestant] | None = None,
+              device: str = "cpu") -> dict:
     """Train for two rounds in float64; the largest difference from the plain loop, relative to the largest weight.
 
     Raises:
@@ -288,9 +296,9 @@ def agreement(workloads: dict[str, dict], python: str | None, who: list[Contesta
             folder, layouts = Path(folder), layouts_of(workload)
             works = {layout: folder / f"{layout}.npz" for layout in layouts}
             for layout, path in works.items():
-                prepare(path, workload, name=name, rounds=2, layout=layout, precision="float64")
+                prepare(path, workload, name=name, rounds=2, layout=layout, precision="float64", device=device)
             reference, differences = None, {}
-            plain_first = sorted(who or contestants(layouts, False), key=lambda c: c.runner != "plain")
+            plain_first = sorted(who or contestants(layouts, False, device), key=lambda c: c.runner != "plain")
             for contestant in plain_first:
                 if "threads" in contestant.options:  # their number changes nothing here but the time it takes
                     contestant = replace(contestant, options={**contestant.options, "threads": 1})
@@ -308,7 +316,8 @@ def agreement(workloads: dict[str, dict], python: str | None, who: list[Contesta
 
 
 def layouts_of(workload: dict) -> tuple[str, ...]:
-    return (AS_WRITTEN, CHANNELS_LAST) if workload["channels"] else (AS_WRITTEN,)
+    convolutions = workload["channels"] or workload.get("model") == "resnet18"
+    return (AS_WRITTEN, CHANNELS_LAST) if convolutions else (AS_WRITTEN,)
 
 
 def race(name: str, workload: dict, python: str | None, repeats: int, device: str,
@@ -321,9 +330,7 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
         works = {layout: folder / f"{layout}.npz" for layout in layouts}
         for layout, path in works.items():
             prepare(path, workload, name=name, rounds=rounds, layout=layout, device=device)
-        who = who or contestants(layouts, bf16=bool(workload["channels"]))
-        if device != "cpu":  # the peers' settings are those for two cores
-            who = [c for c in who if c.runner in ("plain", "fedlib")]
+        who = who or contestants(layouts, CHANNELS_LAST in layouts, device)
         runners = launch(who, works, python, folder, left_out)
         for runner in runners:  # warm up
             runner.rounds(per_turn)
@@ -339,30 +346,41 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
     return {"workload": workload, "repeats": repeats, "rounds_per_turn": per_turn, "lines": lines, "left_out": left_out}
 
 
-def growth(python: str | None) -> dict:
-    """fedlib alone: more sampled clients, more rounds, more clients that are not sampled."""
+def growth(python: str | None, device: str) -> dict:
+    """fedlib alone: more sampled clients, also in waves, more rounds, more clients that are not sampled, a sweep."""
     small = {**WORKLOADS["small_cnn"], "images": 20, "clients": 1000, "stock": 10_000}
     tiny = {**WORKLOADS["logistic"], "images": 20, "stock": 10_000}
-    ours = Contestant("fedlib", CHANNELS_LAST)
 
-    def begin(folder: Path, workload: dict, rounds: int) -> Runner:
+    def begin(folder: Path, workload: dict, rounds: int, **options) -> Runner:
         path = folder / f"{len(list(folder.iterdir()))}.npz"
-        prepare(path, workload, name="growth", rounds=rounds, layout=CHANNELS_LAST, schedule=False)
-        runner = Runner(ours, path, python, folder)
+        prepare(path, workload, name="growth", rounds=rounds, layout=CHANNELS_LAST, device=device, schedule=False)
+        runner = Runner(Contestant("fedlib", CHANNELS_LAST, options), path, python, folder)
         runner.start()
         return runner
 
-    with tempfile.TemporaryDirectory() as folder:
-        folder, turns = Path(folder), {10: 50, 100: 5, 1000: 1}  # rounds in a turn: about the same time for each
-        runners = {K: begin(folder, {**small, "clients_per_round": K}, 2 + 5 * n) for K, n in turns.items()}
-        seconds: dict[int, list[float]] = {K: [] for K in runners}
+    def in_turns(runners: dict, rounds: dict) -> dict[object, list[float]]:
+        """Seconds of a round, five times each."""
+        seconds = {key: [] for key in runners}
         for _ in range(5):
-            for K, runner in runners.items():
-                seconds[K].append(runner.rounds(turns[K]))
-        sampled = []
-        for K, runner in runners.items():
+            for key, runner in runners.items():
+                seconds[key].append(runner.rounds(rounds[key]))
+        for runner in runners.values():
             runner.finish()
-            sampled.append({"sampled": K, "seconds": seconds[K], "peak_mb": runner.peak_mb})
+        return seconds
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        turns = {(10, 10): 50, (100, 100): 5, (1000, 1000): 1, (1000, 100): 1}  # about the same time for each
+        runners = {(K, wave): begin(folder, {**small, "clients_per_round": K}, 2 + 5 * n, wave=wave)
+                   for (K, wave), n in turns.items()}
+        seconds = in_turns(runners, turns)
+        sampled = [{"sampled": K, "wave": wave, "seconds": seconds[K, wave], "peak_mb": runner.peak_mb}
+                   for (K, wave), runner in runners.items()]
+        sweeps = {}
+        for name in ("one_class", "small_cnn"):
+            turns = {1: 15, 15: 1}
+            runners = {n: begin(folder, WORKLOADS[name], 2 + 5 * turns[n], **(SWEEP if n > 1 else {})) for n in turns}
+            sweeps[name] = in_turns(runners, turns)
         runner, by_round = begin(folder, tiny, 1000), []
         for upto in (100, 250, 500, 1000):
             runner.rounds(upto - (by_round[-1]["rounds"] if by_round else 2))
@@ -374,7 +392,8 @@ def growth(python: str | None) -> dict:
             runner.rounds(18)
             runner.finish()
             by_clients.append({"clients": N, "peak_mb": runner.peak_mb})
-    return {"sampled": sampled, "rounds": by_round, "clients": by_clients, "images_per_client": small["images"]}
+    return {"sampled": sampled, "sweeps": sweeps, "rounds": by_round, "clients": by_clients,
+            "images_per_client": small["images"]}
 
 
 # --- output ---
@@ -423,13 +442,14 @@ def main() -> None:
     if given.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {given.repeats}")
     given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.workloads or every:
+    for name in given.workloads or [w for w in every if given.device == "cuda" or w not in FOR_A_GPU]:
         before = provenance()
         if name == "agreement":
             few = {**WORKLOADS["small_cnn"], "images": 50, "clients_per_round": 4}
-            result = agreement({"small_cnn": few, "one_class": WORKLOADS["one_class"]}, given.python)
+            result = agreement({"small_cnn": few, "one_class": WORKLOADS["one_class"]}, given.python,
+                               device=given.device)
         elif name == "growth":
-            result = growth(given.python)
+            result = growth(given.python, given.device)
         else:
             result = race(name, WORKLOADS[name], given.python, given.repeats, given.device)
             print(WORKLOADS[name]["title"])

@@ -20,7 +20,8 @@ class Work:
 
     Attributes:
         settings: name, network, shape, classes, lr, batch_size, rounds, layout, precision, device, ...
-        x: float (N, C, H, W) in [0, 1]; channels-last in memory where the layout is "channels-last".
+        x: float (N, C, H, W) in [0, 1], channels-last in memory where the layout is "channels-last"; or int64 (N, L),
+            the characters of a text.
         y: int64 (N,).
         parts: positions of each client's images.
     """
@@ -37,6 +38,8 @@ class Work:
     @cached_property
     def x(self) -> Tensor:
         """Made on first use: fedlib keeps bytes."""
+        if self.images.ndim == 2:  # windows of a text
+            return torch.from_numpy(self.images).long().to(self.settings["device"])
         x = torch.from_numpy(self.images).permute(0, 3, 1, 2)  # stored N,H,W,C
         x = x if self.settings["layout"] == "channels-last" else x.contiguous()
         return (x.to(self.dtype) / 255).to(self.settings["device"])
@@ -71,7 +74,12 @@ def network(settings: dict) -> nn.Module:
     """Convolutions with 2x2 max-pooling, dense layers, a head.
 
     Layout "as written": ReLU, then pooling. "channels-last": pooling, then ReLU, which is the same function.
+    Or one of fedlib's own models, in the environments that have it.
     """
+    if "model" in settings:
+        from fedlib import models
+
+        return models.build(settings["model"], tuple(settings["shape"]), settings["classes"], **settings["options"])
     size_in, *side = settings["shape"]
     layers: list[nn.Module] = []
     for channels in settings["channels"]:

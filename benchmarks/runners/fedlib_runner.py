@@ -1,4 +1,4 @@
-"""``fedlib.run``. It draws cohorts and batches itself, from its seed; the schedule of the others is a copy of that."""
+"""``fedlib.sweep``. It draws cohorts and batches itself, from its seed; the others have a copy of that schedule."""
 
 import torch
 from common import Turns, Work, main
@@ -25,14 +25,19 @@ def train(work: Work, turns: Turns, options: dict) -> nn.Module:
 
     fl.simulate._Federation.round = in_turn
     net = work.network()
-    net = net if s["layout"] == "channels-last" else nn.Sequential(Contiguous(), net)
-    data = fl.data.from_arrays(s["name"], work.images, work.labels, work.images[:20], work.labels[:20],
-                               classes=[str(c) for c in range(s["classes"])])
-    run = fl.run(net, data, [torch.from_numpy(part) for part in work.parts], rounds=work.rounds, lr=s["lr"],
-                 seed=s["seed"], batch_size=s["batch_size"], local_steps=s["local_steps"],
-                 local_epochs=s["local_epochs"], clients_per_round=s["clients_per_round"], evaluate_every=work.rounds,
-                 device=s["device"], progress=False, **{"precision": s["precision"], **options})
-    return run.model()
+    classes = [str(c) for c in range(s["classes"])]
+    if work.images.ndim == 2:
+        x, y = torch.from_numpy(work.images), torch.from_numpy(work.labels)
+        data = fl.data.Data(s["name"], x, y, x[:20], y[:20], tuple(classes), mean=(), std=())
+    else:
+        net = net if s["layout"] == "channels-last" else nn.Sequential(Contiguous(), net)
+        data = fl.data.from_arrays(s["name"], work.images, work.labels, work.images[:20], work.labels[:20], classes)
+    options = {"lr": [s["lr"]], "seed": [s["seed"]], "precision": s["precision"], **options}
+    runs = fl.sweep(net, data, [torch.from_numpy(part) for part in work.parts], rounds=work.rounds,
+                    batch_size=s["batch_size"], local_steps=s["local_steps"], local_epochs=s["local_epochs"],
+                    clients_per_round=s["clients_per_round"], evaluate_every=work.rounds, device=s["device"],
+                    progress=False, **options)
+    return runs[0].model()
 
 
 if __name__ == "__main__":
