@@ -26,27 +26,40 @@ from fedlib.norms import ScaledWSConv2d, adaptive_clip, standardise_rows
 
 
 @dataclass
+class Reports:
+    """What K clients of each run send, all of a round's or a wave of them.
+
+    Attributes:
+        w: (S, P), the vectors that they started from.
+        deltas: (S, K, P), every client's change.
+        p: (S, K), its weight in the average; those of a whole round sum to 1.
+        share: (S, K), its share of the examples of all clients there are.
+        sent: name -> (S, K, P), how its memory changed.
+    """
+
+    w: Tensor
+    deltas: Tensor
+    p: Tensor
+    share: Tensor
+    sent: dict[str, Tensor]
+
+
+@dataclass
 class Update:
-    """What the server sees when a round ends.
+    """What the server sees when a round ends: sums over its clients, never a single one.
 
     Attributes:
         delta: (S, P), the weighted mean of the clients' changes, sum_k p_k (w_k - w): the pseudo-gradient, negated.
-        deltas: (S, K, P), every client's own change.
-        p: (S, K), the weights of the average; each row sums to 1.
+        sums: name -> (S, ...), what the method's ``collect`` made of the clients' reports.
         memory: name -> (S, P), what the server keeps; changed in place.
-        sent: name -> (S, K, P), how each client's memory changed in this round.
         clients: N, the number of clients in the federation.
-        share: (S, K), each client's share of all N clients' examples.
         round: t = 0, 1, ...
     """
 
     delta: Tensor
-    deltas: Tensor
-    p: Tensor
+    sums: dict[str, Tensor]
     memory: dict[str, Tensor]
-    sent: dict[str, Tensor]
     clients: int
-    share: Tensor | None = None
     round: int = 0
 
 
@@ -103,6 +116,11 @@ def nothing(net: nn.Module) -> set[str]:
     return set()
 
 
+def only_the_mean(reports: Reports) -> dict[str, Tensor]:
+    """No sums but the mean change, which every method has."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A federated method, as the differences from FedAvg.
@@ -113,6 +131,8 @@ class Algorithm:
         objective: ``(net, x, y, counts) -> scalar``, one client's loss on one batch.
         direction: row transformations ``(G, W, local) -> G``, applied in turn; the step is ``W -= lr * G``.
         remember: ``(W, local) -> {name: (R, P)}``, each client's new memory once its local steps are done.
+        collect: ``reports -> {name: (S, ...)}``, the sums over clients that ``server`` needs beside the mean change;
+            those of several waves are added up.
         server: ``(w, update) -> w``, both (S, P).
         client_memory: names of the rows that each client keeps between rounds, zero at first.
         server_memory: rows that the server keeps: name -> initial value; None starts as a copy of w.
@@ -128,6 +148,7 @@ class Algorithm:
         readout: ``(w, memory) -> w``, the vector that is evaluated, when it is not w itself.
         messages: vectors of the network's size that travel each way, for the count of bytes.
         max_norm: what ``local.clip`` is in a run that has no ``clip`` of its own; None for no clipping.
+        mu: the proximal weight of a run that is given none; None for a method without a proximal term.
         annealing: the weight decay of round t is ``weight_decay * annealing**t``.
     """
 
@@ -136,6 +157,7 @@ class Algorithm:
     objective: Objective = cross_entropy
     direction: tuple[Transformation, ...] = (clip, decay)
     remember: Callable[[Tensor, Local], dict[str, Tensor]] | None = None
+    collect: Callable[[Reports], dict[str, Tensor]] = only_the_mean
     server: Callable[[Tensor, Update], Tensor] = average
     client_memory: tuple[str, ...] = ()
     server_memory: Mapping[str, float | None] = field(default_factory=dict)
@@ -147,6 +169,7 @@ class Algorithm:
     readout: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
     messages: int = 1
     max_norm: float | None = None
+    mu: float | None = None
     annealing: float = 1.0
 
 
@@ -156,13 +179,17 @@ def fedavg() -> Algorithm:
 
 
 def fedprox(mu: float = 0.01) -> Algorithm:
-    """The gradient of + mu/2 ||w_k - w||^2 is added to each step (Li et al. 2020, Eq. 2)."""
-    _positive(mu=mu)
+    """The gradient of + mu/2 ||w_k - w||^2 is added to each step (Li et al. 2020, Eq. 2).
+
+    ``mu`` of ``fl.run`` and ``fl.sweep`` goes first, so that one sweep can hold several.
+    """
+    if not (math.isfinite(mu) and mu >= 0):
+        raise ValueError(f"mu must be finite and not negative, got {mu!r}")
 
     def proximal(G: Tensor, W: Tensor, local: Local) -> Tensor:
-        return G + mu * (W - local.w)
+        return G + (mu if local.mu is None else local.mu) * (W - local.w)
 
-    return Algorithm("FedProx", {"mu": mu}, direction=(proximal, clip, decay))
+    return Algorithm("FedProx", {"mu": mu}, direction=(proximal, clip, decay), mu=mu)
 
 
 def scaffold(weighted: bool = False) -> Algorithm:
@@ -179,16 +206,17 @@ def scaffold(weighted: bool = False) -> Algorithm:
         moved = (local.w - W) / (local.steps * local.lr)
         return {"c": local.client_rows["c"] - local.server["c"] + moved}  # line 12 (ii)
 
+    def collect(reports: Reports) -> dict[str, Tensor]:
+        changes = reports.sent["c"]
+        return {"c": torch.einsum("sk,skp->sp", reports.share, changes) if weighted else changes.sum(dim=1)}
+
     def server(w: Tensor, update: Update) -> Tensor:
-        if weighted:
-            update.memory["c"] += torch.einsum("sk,skp->sp", update.share, update.sent["c"])
-        else:
-            update.memory["c"] += update.sent["c"].sum(dim=1) / update.clients  # line 17: c + |S|/N * mean of changes
+        update.memory["c"] += update.sums["c"] / (1 if weighted else update.clients)  # line 17: |S|/N * mean of changes
         return w + update.delta
 
     settings = {"weighted": True} if weighted else {}
-    return Algorithm("SCAFFOLD", settings, direction=(correct, clip, decay), remember=remember, server=server,
-                     client_memory=("c",), server_memory={"c": 0.0}, messages=2)
+    return Algorithm("SCAFFOLD", settings, direction=(correct, clip, decay), remember=remember, collect=collect,
+                     server=server, client_memory=("c",), server_memory={"c": 0.0}, messages=2)
 
 
 def fedavgm(lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
@@ -262,13 +290,15 @@ def fedexp(eps: float = 1e-3) -> Algorithm:
     last two iterates, as there (Section 3).
     """
 
+    def collect(reports: Reports) -> dict[str, Tensor]:
+        return {"spread": (reports.p * reports.deltas.square().sum(dim=2)).sum(dim=1, keepdim=True)}
+
     def server(w: Tensor, update: Update) -> Tensor:
-        spread = (update.p * update.deltas.square().sum(dim=2)).sum(dim=1, keepdim=True)
-        step = spread / (2 * (update.delta.square().sum(dim=1, keepdim=True) + eps))
+        step = update.sums["spread"] / (2 * (update.delta.square().sum(dim=1, keepdim=True) + eps))
         update.memory["previous"] = w
         return w + step.clamp(min=1) * update.delta
 
-    return Algorithm("FedExP", {"eps": eps}, server=server, server_memory={"previous": None},
+    return Algorithm("FedExP", {"eps": eps}, collect=collect, server=server, server_memory={"previous": None},
                      readout=lambda w, memory: (w + memory["previous"]) / 2)
 
 
@@ -417,14 +447,15 @@ def fedwon(agc: float | None = None, standardised: nn.Module | None = None) -> A
         layout = Layout(standardised)
         convs = {f"{name}.weight": m for name, m in standardised.named_modules() if isinstance(m, ScaledWSConv2d)}
 
-        def average_standardised(w: Tensor, update: Update) -> Tensor:
-            W = w[:, None] + update.deltas
+        def collect(reports: Reports) -> dict[str, Tensor]:
+            W = reports.w[:, None] + reports.deltas
             for name, weight in zip(layout.parameters, layout.views(W), strict=True):
                 if name in convs:
                     weight.copy_(standardise_rows(weight, convs[name].gamma, convs[name].eps))
-            return torch.einsum("sk,skp->sp", update.p, W)
+            return {"standardised": torch.einsum("sk,skp->sp", reports.p, W)}
 
-        method = replace(method, settings={**method.settings, "standardised": 1.0}, server=average_standardised)
+        method = replace(method, settings={**method.settings, "standardised": 1.0}, collect=collect,
+                         server=lambda w, update: update.sums["standardised"])
     return method
 
 

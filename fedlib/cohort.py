@@ -110,7 +110,7 @@ def _tensors(module: nn.Module, layout: Layout) -> tuple[list[nn.Parameter], lis
 
 @dataclass(frozen=True)
 class Batches:
-    """What every row of a round trains on, drawn beforehand so that no engine and no chunking can change it.
+    """What every row of a round or a wave trains on, drawn beforehand so that no engine and no chunking can change it.
 
     Attributes:
         index: int64 (R, T, B), positions in the training set; padded with 0 beyond ``size``.
@@ -126,6 +126,14 @@ class Batches:
     flip: Tensor | None = None
     view: Tensor | None = None
 
+    def take(self, rows: Tensor) -> Batches:
+        """The same for some of the rows, in ascending order."""
+        if len(rows) == len(self.index):
+            return self
+        size = [[steps[r] for r in rows.tolist()] for steps in self.size]
+        shift, flip, view = (None if t is None else t[rows] for t in (self.shift, self.flip, self.view))
+        return Batches(self.index[rows], size, shift, flip, view)
+
 
 @dataclass
 class Local:
@@ -133,7 +141,7 @@ class Local:
 
     Attributes:
         run, client: int64 (R,), which run of the sweep and which client each row is.
-        lr, weight_decay, clip: (R, 1); ``weight_decay`` and ``clip`` are None when no row uses them.
+        lr, weight_decay, clip, mu: (R, 1); all but ``lr`` are None when no row uses them.
         steps: (R, 1), the number of local steps of each row.
         counts: (R, C), training images of each class that the client holds.
         units: int64 (U,), the number of consecutive columns of each output unit; see :meth:`Layout.units`.
@@ -150,6 +158,7 @@ class Local:
     global_rows: Tensor
     weight_decay: Tensor | None = None
     clip: Tensor | None = None
+    mu: Tensor | None = None
     units: Tensor | None = None
     server_rows: dict[str, Tensor] = field(default_factory=dict)
     client_rows: dict[str, Tensor] = field(default_factory=dict)
@@ -173,7 +182,7 @@ class Local:
         def some(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows]
 
-        names = ("run", "client", "lr", "steps", "counts", "weight_decay", "clip")
+        names = ("run", "client", "lr", "steps", "counts", "weight_decay", "clip", "mu")
         kept = {name: value[rows] for name, value in self.client_rows.items()}
         return replace(self, client_rows=kept, **{name: some(getattr(self, name)) for name in names})
 
@@ -418,35 +427,36 @@ class Trainer:
 class _Graphs:
     """Replays local training as one CUDA graph, since at these sizes launching kernels takes longer than running them.
 
-    A graph is captured for each pattern of shapes and batch sizes, the second time in a row that it is met: patterns
-    that change from round to round (unequal clients, epochs) are not worth capturing and run eagerly. So does a network
-    that cannot be captured, after a warning.
+    A graph is captured of a pattern of shapes and batch sizes the second time in a row that it is met, and kept until
+    another one is: patterns that change from round to round (unequal clients, epochs) are not worth capturing and run
+    eagerly, and so does a last wave that is smaller than the others. So does a network that cannot be captured, after
+    a warning.
     """
 
     def __init__(self):
-        self.graph, self.key, self.inputs, self.losses, self.possible = None, None, [], None, True
+        self.graph, self.key, self.last, self.inputs, self.losses, self.possible = None, None, None, [], None, True
 
     def __call__(self, train: Callable[..., Tensor], W: Tensor, buffers: Tensor, batches: Batches,
                  local: Local) -> Tensor:
         tensors = [W, buffers, *_leaves(batches), *_leaves(local)]
         key = (str(batches.size), *[t.shape for t in tensors])
-        if key != self.key or not self.possible:
-            self.graph, self.key = None, key
-            return train(W, buffers, batches, local)
-        if self.graph is None:
+        again, self.last = key == self.last, key
+        if key != self.key:
+            if not again or not self.possible:
+                return train(W, buffers, batches, local)
             try:
                 self._capture(train, tensors, batches, local)
             except RuntimeError as error:
                 self.possible = False
                 warnings.warn(f"local training runs without a CUDA graph, which is slower: {error}", stacklevel=2)
                 return train(W, buffers, batches, local)
+            self.key = key
         for own, tensor in zip(self.inputs, tensors, strict=True):
             own.copy_(tensor)
         self.graph.replay()
         W.copy_(self.inputs[0])
         buffers.copy_(self.inputs[1])
         return self.losses
-
 
     def _capture(self, train: Callable[..., Tensor], tensors: list[Tensor], batches: Batches, local: Local) -> None:
         self.inputs = [t.clone() for t in tensors]

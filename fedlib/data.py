@@ -223,7 +223,7 @@ def prepare(x_uint8: torch.Tensor, mean: Sequence[float] | None = None, std: Seq
     if x_uint8.dim() == 2:
         return x_uint8.long()
     if mean is None and std is None:
-        return x_uint8.to(dtype).div(255)
+        return x_uint8.to(dtype).div_(255)
     channels = x_uint8.shape[-3]
     mean = tuple(float(m) for m in mean) if mean is not None else (0.0,) * channels
     std = tuple(float(s) for s in std) if std is not None else (1.0,) * channels

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from fedlib import cohort
-from fedlib.algorithms import Algorithm, Update, fedavg
+from fedlib.algorithms import Algorithm, Reports, Update, fedavg
 from fedlib.cohort import Batches, Layout, Local, Trainer, cores, one_thread, slices
 from fedlib.data import Data, prepare
 
@@ -33,6 +34,7 @@ ENGINES = ("auto", "clients", "stacked")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
 COLUMNS = 1 << 15  # of the cohort that are averaged at a time on a CPU; they fit into its cache
 CHUNK = 32  # rows stacked together on a CPU; the same for any number of workers, which then cannot change a bit
+SHARE = 16  # rows of a wave take this part of free memory at most: training needs several copies, and activations
 PADDING = 4  # pixels around an image before it is cropped at random
 
 
@@ -79,24 +81,24 @@ class Run:
 
 def run(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequence[Tensor],
         algorithm: Algorithm | None = None, *, lr: float, seed: int = 0, weight_decay: float = 0.0,
-        clip: float | None = None, **options) -> Run:
+        clip: float | None = None, mu: float | None = None, **options) -> Run:
     """One federated training. See :func:`sweep` for the arguments; here each of these is a single value."""
     runs = sweep(model, data, parts, algorithm, lr=[lr], seed=[seed], weight_decay=[weight_decay], clip=[clip],
-                 **options)
+                 mu=[mu], **options)
     return runs[0]
 
 
 def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequence[Tensor],
           algorithm: Algorithm | None = None, *, rounds: int, lr: Sequence[float], seed: Sequence[int] = (0,),
-          weight_decay: Sequence[float] = (0.0,), clip: Sequence[float | None] = (None,), batch_size: int = 32,
-          local_steps: int | None = None, local_epochs: int | None = None, clients_per_round: int | None = None,
-          lr_decay: float = 1.0, augment: str | None = None, normalise: bool = False,
-          test_parts: Sequence[Tensor] | None = None, evaluate_every: int | None = None,
-          device: str | torch.device | None = None, engine: str = "auto", chunk: int | None = None,
-          workers: int | None = None, precision: str = "float32", checkpoint: str | os.PathLike | None = None,
-          checkpoint_every: int | None = None, checkpoint_minutes: float = 5.0,
-          progress: bool | str = True) -> list[Run]:
-    """Every combination of ``lr``, ``weight_decay``, ``clip`` and ``seed``, trained together.
+          weight_decay: Sequence[float] = (0.0,), clip: Sequence[float | None] = (None,),
+          mu: Sequence[float | None] = (None,), batch_size: int = 32, local_steps: int | None = None,
+          local_epochs: int | None = None, clients_per_round: int | None = None, lr_decay: float = 1.0,
+          augment: str | None = None, normalise: bool = False, test_parts: Sequence[Tensor] | None = None,
+          evaluate_every: int | None = None, device: str | torch.device | None = None, engine: str = "auto",
+          chunk: int | None = None, wave: int | None = None, workers: int | None = None, precision: str = "float32",
+          checkpoint: str | os.PathLike | None = None, checkpoint_every: int | None = None,
+          checkpoint_minutes: float = 5.0, progress: bool | str = True) -> list[Run]:
+    """Every combination of ``lr``, ``weight_decay``, ``clip``, ``mu`` and ``seed``, trained together.
 
     Args:
         model: a function that makes the network, called once for every seed after ``torch.manual_seed(seed)``; or a
@@ -105,8 +107,9 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         parts: one index tensor per client into the training images.
         algorithm: a method; FedAvg when left out.
         rounds: communication rounds T.
-        lr, weight_decay, clip, seed: the values to combine; ``clip`` is the largest norm of a client's gradient (of
-            gradient and weight decay together under :func:`fedlib.algorithms.fednar`, whose ``max_norm`` it replaces).
+        lr, weight_decay, clip, mu, seed: the values to combine; ``clip`` is the largest norm of a client's gradient (of
+            gradient and weight decay together under :func:`fedlib.algorithms.fednar`, whose ``max_norm`` it replaces),
+            ``mu`` the proximal weight of :func:`fedlib.algorithms.fedprox` in place of its own.
         batch_size: images in a local step.
         local_steps: steps per round and client. Batches run on from one shuffling of the client's images to the next,
             all of them full (or as large as the client).
@@ -120,6 +123,10 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         device: default ``"cuda"`` where there is one.
         engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. ``Run.config`` has the choice.
         chunk: rows stacked together; halved, with a warning, when a GPU's memory does not hold their training.
+        wave: clients of each run that are trained at a time, at most. A round trains its cohort in waves of about the
+            same size and adds up what they send, so that a wave bounds the memory for weights and their training.
+            When left out, the whole cohort, or as much of it as the free memory allows. It changes no number beyond
+            rounding, and a checkpoint may be continued with another one.
         workers: CPU threads; the number of cores when left out. More of them than cores are accepted with a warning.
         precision: ``"float32"``, ``"tf32"`` (on a GPU only), ``"bf16"`` (autocast: matrix products and convolutions in
             bfloat16, weights and their sums in float32) or ``"float64"``.
@@ -129,18 +136,22 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         progress: show a progress bar; a string is its label.
 
     Returns:
-        One :class:`Run` for each combination, in the order of ``itertools.product(lr, weight_decay, clip, seed)``.
+        One :class:`Run` for each combination, in the order of ``itertools.product(lr, weight_decay, clip, mu, seed)``.
 
     Raises:
         ValueError: for an argument that makes no sense, or a checkpoint that belongs to another configuration.
     """
     algorithm = algorithm or fedavg()
-    settings = [dict(zip(("lr", "weight_decay", "clip", "seed"), map(_plain_number, values), strict=True))
-                for values in itertools.product(lr, weight_decay, clip, seed)]
+    mu = [algorithm.mu if value is None else value for value in mu]
+    settings = [dict(zip(("lr", "weight_decay", "clip", "mu", "seed"), map(_plain_number, values), strict=True))
+                for values in itertools.product(lr, weight_decay, clip, mu, seed)]
     K = len(parts) if clients_per_round is None else clients_per_round
     _check(data, parts, test_parts, settings, K, rounds=rounds, batch_size=batch_size, local_steps=local_steps,
-           local_epochs=local_epochs, lr_decay=lr_decay, evaluate_every=evaluate_every, chunk=chunk, workers=workers,
-           checkpoint_every=checkpoint_every)
+           local_epochs=local_epochs, lr_decay=lr_decay, evaluate_every=evaluate_every, chunk=chunk, wave=wave,
+           workers=workers, checkpoint_every=checkpoint_every)
+    if algorithm.mu is None and any(s["mu"] is not None for s in settings):
+        raise ValueError(f"mu is the weight of a proximal term, which {algorithm.name!r} does not have; leave it out, "
+                         "or take fl.algorithms.fedprox()")
     for name, value, accepted in (("augment", augment, (None, *AUGMENTATIONS)), ("engine", engine, ENGINES),
                                   ("precision", precision, PRECISIONS)):
         if value not in accepted:
@@ -162,6 +173,7 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         if data.is_text:
             raise ValueError(f"{algorithm.name!r} distorts images, but {data.name!r} is a text")
         _check_views(algorithm.name, batch_size, [len(p) for p in parts], by_epochs=local_steps is None)
+    waves = -(-K // (wave or _fitting(networks[0], algorithm, len(settings), device)))
     rows = len(settings) * K
     engine = _choose_engine(networks[0], device, data, rows) if engine == "auto" else engine
     chunk = chunk or (rows if device.type == "cuda" else min(rows, CHUNK))
@@ -171,10 +183,24 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
               "batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs,
               "lr_decay": lr_decay, "augment": augment, "normalise": normalise,
               "evaluate_every": evaluate_every or max(1, rounds // 20), "precision": precision,
-              "device": device.type, "engine": engine, "chunk": chunk}
+              "device": device.type, "engine": engine, "chunk": chunk, "wave": -(-K // waves)}
     federation = _Federation(networks, data, parts, test_parts, algorithm, settings, config, device, workers)
     federation.train(checkpoint and Path(checkpoint), checkpoint_every, checkpoint_minutes, progress)
     return federation.runs()
+
+
+@dataclass
+class _Total:
+    """What the waves of a round add up to, of S runs: delta (S, P), buffers (S, Q), losses (S,), sums (S, ...).
+
+    ``kept``: what clients will keep once the round has ended, (the memory (S, N, C), runs, clients, rows).
+    """
+
+    delta: Tensor
+    buffers: Tensor
+    losses: Tensor
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
 
 
 class _Federation:
@@ -206,6 +232,7 @@ class _Federation:
         self.personal = bool(len(self.stays) or len(self.buffers_stay))
         counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
         self.counts = torch.stack(counts).to(device, self.w.dtype)
+        self.sizes = self.counts.sum(dim=1)
         self.history: list[list[dict]] = [[] for _ in settings]
         self.diverged: list[str | None] = [None] * S
         self.rows: Tensor | None = None
@@ -223,35 +250,54 @@ class _Federation:
     # --- one round ---
 
     def round(self) -> None:
-        """Train the sampled clients of every run that is still finite, then move the server."""
-        live = torch.tensor([s for s, message in enumerate(self.diverged) if message is None], device=self.device)
-        clients, batches = self._draw(live.tolist())
+        """Train the sampled clients of every run that is still finite, wave by wave, then move the server."""
+        began = self._live()
+        clients, batches = self._draw(began)
+        if self.algorithm.begin_round:
+            self.trainer.switch(lambda net: self.algorithm.begin_round(net, self.t))
+        total = _Total(torch.zeros_like(self.w), torch.zeros_like(self.buffers), self.w.new_zeros(len(self.w)))
+        rows = torch.arange(clients.numel()).view(clients.shape)
+        p = self.sizes[clients] / self.sizes[clients].sum(dim=1, keepdim=True)
+        for some in slices(clients.shape[1], self.config["wave"]):
+            here = [i for i, s in enumerate(began) if self.diverged[s] is None]  # not in an earlier wave either
+            if not here:
+                break
+            try:
+                self._wave(torch.tensor(began, device=self.device)[here], clients[here, some], p[here, some],
+                           batches.take(rows[here, some].flatten()), total)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                alone = {k for row in batches.size for k, n in zip(clients.flatten().tolist(), row, strict=True)
+                         if n == 1}
+                raise ValueError(f"client(s) {', '.join(map(str, sorted(alone)))} would train on a batch of one image "
+                                 f"in round {self.t + 1}, which has no variance for batch norm; change batch_size, use "
+                                 "local_steps instead of local_epochs, or take another norm") from error
+        if self._live():
+            self._move(torch.tensor(self._live(), device=self.device), total)
+        self.t += 1
+
+    def _live(self) -> list[int]:
+        """The runs that are still finite."""
+        return [s for s, message in enumerate(self.diverged) if message is None]
+
+    def _wave(self, live: Tensor, clients: Tensor, p: Tensor, batches: Batches, total: _Total) -> None:
+        """Train some clients of each run, (S, K) with weights p, and add what they send to the totals."""
         S, K = clients.shape
         run, client = live.repeat_interleave(K), clients.flatten()
         W, buffers = self._fresh_rows(run), self.buffers[run]
         W[:, self.stays], buffers[:, self.buffers_stay] = self.home[run, client], self.buffers_home[run, client]
         local = self._local(run, client, batches)
-        if self.algorithm.begin_round:
-            self.trainer.switch(lambda net: self.algorithm.begin_round(net, self.t))
-        try:
-            losses = self.trainer(W, buffers, batches, local)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            alone = {k for row in batches.size for k, size in zip(client.tolist(), row, strict=True) if size == 1}
-            raise ValueError(f"client(s) {', '.join(map(str, sorted(alone)))} would train on a batch of one image in "
-                             f"round {self.t + 1}, which has no variance for batch norm; change batch_size, use "
-                             "local_steps instead of local_epochs, or take another norm") from error
-        self._aggregate(live, local, W.view(S, K, -1), buffers.view(S, K, -1), losses.view(S, K))
-        self.t += 1
+        losses = self.trainer(W, buffers, batches, local)
+        self._add(live, p, local, W.view(S, K, -1), buffers.view(S, K, -1), losses.view(S, K), total)
 
     def _fresh_rows(self, run: Tensor) -> Tensor:
-        """(R, P), the global vector of its run in every row; the same memory every round, which saves making it."""
-        if self.rows is None or len(self.rows) != len(run):
+        """(R, P), the global vector of its run in every row; the same memory every time, which saves making it."""
+        if self.rows is None or len(self.rows) < len(run):
             self.rows = self.w.new_empty(len(run), self.layout.P)
         self.trainer.map(lambda some: torch.index_select(self.w, 0, run[some], out=self.rows[some]),
                          self._shares(len(run)))
-        return self.rows
+        return self.rows[:len(run)]
 
     def _shares(self, count: int) -> list[slice]:
         """As many slices of ``range(count)`` as there are workers."""
@@ -326,26 +372,28 @@ class _Federation:
                      units=self.units,
                      weight_decay=column(decays) * self.algorithm.annealing**self.t if any(decays) else None,
                      clip=column(self.radii) if any(self.radii) else None,
+                     mu=None if self.algorithm.mu is None else column([s["mu"] for s in self.settings]),
                      server_rows=self.server_memory,
                      client_rows={n: m[run, client] for n, m in self.client_memory.items()})
 
-    def _aggregate(self, live: Tensor, local: Local, W: Tensor, buffers: Tensor, losses: Tensor) -> None:
-        """Average what the clients of each run send, and let the server move; W (S, K, P), buffers (S, K, Q)."""
+    def _add(self, live: Tensor, p: Tensor, local: Local, W: Tensor, buffers: Tensor, losses: Tensor,
+             total: _Total) -> None:
+        """Add what the clients of a wave send to the totals; p, losses (S, K), W (S, K, P), buffers (S, K, Q)."""
         S, K, P = W.shape
         clients = local.client.view(S, K)
         fine = self._finite(live, clients, W, losses)
+        if not fine.any():
+            return
         if not fine.all():
-            live, clients, W, buffers, losses = live[fine], clients[fine], W[fine], buffers[fine], losses[fine]
-            local = local.take(fine.repeat_interleave(K))
-        sizes = self.counts.sum(dim=1)[clients]
-        p = sizes / sizes.sum(dim=1, keepdim=True)
+            live, clients, p, W = live[fine], clients[fine], p[fine], W[fine]
+            buffers, losses, local = buffers[fine], losses[fine], local.take(fine.repeat_interleave(K))
         sent = {}
         if self.algorithm.remember:
             for name, new in self.algorithm.remember(W.reshape(-1, P), local).items():
                 sent[name] = (new - local.client_rows[name]).view(len(live), K, P)
-                self.client_memory[name][local.run, local.client] = new
-        self.home[live[:, None], clients] = W[..., self.stays]
-        self.buffers_home[live[:, None], clients] = buffers[..., self.buffers_stay]
+                total.kept.append((self.client_memory[name], live, clients, new.view(len(live), K, P)))
+        total.kept += [(self.home, live, clients, W[..., self.stays]),
+                       (self.buffers_home, live, clients, buffers[..., self.buffers_stay])]
         w = self.w[live]
         deltas, delta = W, torch.empty_like(w)  # in place: nobody needs the clients' weights any more
         W[..., self.stays] = w[:, None, self.stays]
@@ -355,15 +403,28 @@ class _Federation:
             delta[:, columns] = torch.einsum("sk,skp->sp", p, deltas[..., columns])
 
         self.trainer.map(subtract_and_average, slices(P, COLUMNS if self.device.type == "cpu" else P))
-        memory = {name: rows[live] for name, rows in self.server_memory.items()}
-        share = sizes / self.counts.sum()
-        update = Update(delta, deltas, p, memory, sent, len(self.parts), share, self.t)
+        total.delta.index_add_(0, live, delta)
+        total.buffers.index_add_(0, live, torch.einsum("sk,skq->sq", p, buffers))
+        total.losses.index_add_(0, live, (p * losses).sum(dim=1))
+        share = self.sizes[clients] / self.sizes.sum()
+        for name, value in self.algorithm.collect(Reports(w, deltas, p, share, sent)).items():
+            of_all = total.sums.setdefault(name, value.new_zeros(len(self.w), *value.shape[1:]))
+            of_all.index_add_(0, live, value)
+
+    def _move(self, live: Tensor, total: _Total) -> None:
+        """Let the server of each run move, and its clients keep what is theirs."""
+        for memory, runs, clients, rows in total.kept:
+            on = torch.isin(runs, live)  # a run may have diverged in a later wave
+            memory[runs[on, None], clients[on]] = rows[on]
+        w, memory = self.w[live], {name: rows[live] for name, rows in self.server_memory.items()}
+        sums = {name: value[live] for name, value in total.sums.items()}
+        update = Update(total.delta[live], sums, memory, len(self.parts), self.t)
         moved, frozen = self.algorithm.server(w, update), self.trainer.frozen
         self.w[live] = moved if frozen is None else torch.where(frozen, w, moved)  # momentum must not move them either
         for name, rows in memory.items():
             self.server_memory[name][live] = rows
-        self.buffers[live] = torch.einsum("sk,skq->sq", p, buffers)
-        self.losses = dict(zip(live.tolist(), (p * losses).sum(dim=1).tolist(), strict=True))
+        self.buffers[live] = total.buffers[live]
+        self.losses = dict(zip(live.tolist(), total.losses[live].tolist(), strict=True))
 
     def _finite(self, live: Tensor, clients: Tensor, W: Tensor, losses: Tensor) -> Tensor:
         """(S,) which runs are still finite; the others are marked as diverged and keep the state they had."""
@@ -491,7 +552,8 @@ class _Federation:
 
     def _identity(self) -> dict:
         """What must agree for a checkpoint to be continued."""
-        free = {name: value for name, value in self.config.items() if name != "rounds"}  # more rounds may be asked for
+        # more rounds may be asked for, and smaller waves
+        free = {name: value for name, value in self.config.items() if name not in ("rounds", "wave")}
         return {**free, "runs": self.settings, "start": self.start, "torch": str(torch.__version__),
                 "network": {n: list(s) for n, s in {**self.layout.parameters, **self.layout.buffers}.items()}}
 
@@ -594,6 +656,17 @@ def _choose_engine(net: nn.Module, device: torch.device, data: Data, rows: int) 
     return "stacked" if device.type == "cuda" or small else "clients"
 
 
+def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, device: torch.device) -> int:
+    """How many clients of each run the free memory allows to train together, 1 at least."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    else:
+        free = psutil.virtual_memory().available
+    row = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
+    return max(1, free // (SHARE * runs * row * (1 + len(algorithm.client_memory))))
+
+
 def _digest(parts: Sequence[Tensor] | None) -> str | None:
     """A fingerprint of a partition."""
     if parts is None:
@@ -619,7 +692,7 @@ def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | N
     """Refuse what makes no sense, with the name of the argument, what it got and what it accepts."""
     if (numbers["local_steps"] is None) == (numbers["local_epochs"] is None):
         raise ValueError("give either local_steps or local_epochs, and not both")
-    for name in ("rounds", "batch_size", "local_steps", "local_epochs", "evaluate_every", "chunk", "workers",
+    for name in ("rounds", "batch_size", "local_steps", "local_epochs", "evaluate_every", "chunk", "wave", "workers",
                  "checkpoint_every"):
         value = numbers[name]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -627,9 +700,10 @@ def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | N
     if not (math.isfinite(numbers["lr_decay"]) and 0 < numbers["lr_decay"] <= 1):
         raise ValueError(f"lr_decay must lie in (0, 1], got {numbers['lr_decay']!r}")
     if not settings:
-        raise ValueError("lr, weight_decay, clip and seed must each hold at least one value")
+        raise ValueError("lr, weight_decay, clip, mu and seed must each hold at least one value")
     for name, value in ((name, value) for s in settings for name, value in s.items()):
-        if (value is not None or name != "clip") and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+        given = value is not None or name not in ("clip", "mu")
+        if given and (not isinstance(value, (int, float)) or isinstance(value, bool)):
             raise ValueError(f"{name} must be a number, got {value!r}")
     for s in settings:
         if not (math.isfinite(s["lr"]) and s["lr"] > 0):
@@ -638,6 +712,8 @@ def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | N
             raise ValueError(f"weight_decay must be finite and not negative, got {s['weight_decay']!r}")
         if s["clip"] is not None and not s["clip"] > 0:
             raise ValueError(f"clip must be positive, or None for no clipping, got {s['clip']!r}")
+        if s["mu"] is not None and not (math.isfinite(s["mu"]) and s["mu"] >= 0):
+            raise ValueError(f"mu must be finite and not negative, or None for the method's own, got {s['mu']!r}")
         if not isinstance(s["seed"], int) or s["seed"] < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {s['seed']!r}")
     if not len(parts):

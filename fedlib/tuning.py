@@ -26,7 +26,7 @@ def mean(runs: Sequence[Run]) -> float:
 
 
 def by(runs: Sequence[Run], setting: str = "lr") -> dict[float, list[Run]]:
-    """The runs of each value of ``setting`` (``"lr"``, ``"weight_decay"``, ``"clip"``, ``"seed"``), in its order."""
+    """The runs of each value of ``setting`` (``"lr"``, ``"mu"``, ``"seed"``, ...), in ascending order."""
     values = sorted({run.config[setting] for run in runs})
     return {value: [run for run in runs if run.config[setting] == value] for value in values}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedlib import algorithms, norms
-from fedlib.algorithms import Update, fednar
+from fedlib.algorithms import Reports, Update, fednar
 from fedlib.cohort import Local
 
 
@@ -63,10 +63,11 @@ def test_feddecorr_adds_the_squared_correlations():
     assert loss.item() == pytest.approx(cross_entropy(logits) + 0.4 * penalty, rel=1e-6)
 
 
-def update(deltas: list, p: list, **memory: list) -> Update:
+def update(deltas: list, p: list, method: algorithms.Algorithm | None = None, **memory: list) -> Update:
     deltas, p = torch.tensor([deltas], dtype=torch.float64), torch.tensor([p], dtype=torch.float64)
     rows = {name: torch.tensor([row], dtype=torch.float64) for name, row in memory.items()}
-    return Update(torch.einsum("sk,skp->sp", p, deltas), deltas, p, rows, {}, clients=2)
+    sums = method.collect(Reports(W, deltas, p, p, {})) if method else {}
+    return Update(torch.einsum("sk,skp->sp", p, deltas), sums, rows, clients=2)
 
 
 W = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
@@ -90,16 +91,18 @@ def test_adaptive_servers_by_hand(method, v):
 
 def test_fedexp_extrapolates_when_clients_disagree_and_never_shrinks():
     spread, mean = 0.25 * 16 + 0.75 * 4, 1 + 1.5**2
-    got = algorithms.fedexp(eps=0.1).server(W, update(DELTAS, P, previous=[0.0, 0.0]))
+    method = algorithms.fedexp(eps=0.1)
+    got = method.server(W, update(DELTAS, P, method, previous=[0.0, 0.0]))
     step = max(1, spread / (2 * (mean + 0.1)))
     assert step > 1
     assert got[0].tolist() == pytest.approx([1 + step, -2 + 1.5 * step])
-    agreed = algorithms.fedexp().server(W, update([[1.0, 1.0], [1.0, 1.0]], P, previous=[0.0, 0.0]))
+    agreed = method.server(W, update([[1.0, 1.0], [1.0, 1.0]], P, method, previous=[0.0, 0.0]))
     assert agreed.tolist() == [[2.0, -1.0]]
 
 
 def test_fedexp_is_read_out_between_its_last_two_iterates():
-    method, state = algorithms.fedexp(), update(DELTAS, P, previous=[0.0, 0.0])
+    method = algorithms.fedexp()
+    state = update(DELTAS, P, method, previous=[0.0, 0.0])
     new = method.server(W, state)
     assert torch.equal(method.readout(new, state.memory), (W + new) / 2)
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from fedlib import algorithms, models, norms, partition, simulate, texts
 from fedlib.algorithms import build
-from fedlib.cohort import Layout, Trainer, cores
+from fedlib.cohort import Layout, Local, Trainer, cores
 from fedlib.data import Data, from_arrays
 
 N, ROUNDS, SEED, BATCH = 5, 3, 3, 8
@@ -187,6 +188,80 @@ def test_the_radius_of_a_sweep_goes_before_fednars_own(data, parts):
     assert torch.equal(own, same)
     assert (own - plain).abs().max() > 1e-3
     assert (wide - plain).abs().max() < 1e-10 and (none - plain).abs().max() < 1e-10
+
+
+def test_the_proximal_weights_of_a_sweep_go_before_fedproxs_own(data, parts):
+    """Each of them gives what a run of its own gives; 0 is FedAvg."""
+    options = {"rounds": 2, "batch_size": BATCH, "local_steps": 3, "precision": "float64", "progress": False,
+               "device": "cpu"}
+    runs = simulate.sweep(net(), data, parts, algorithms.fedprox(0.5), lr=[0.1, 0.3], mu=[None, 0.0, 2.0], **options)
+    settings = [(run.config["lr"], run.config["mu"]) for run in runs]
+    assert settings == [(lr, mu) for lr in (0.1, 0.3) for mu in (0.5, 0.0, 2.0)]
+    for lr, mu, run in zip(*zip(*settings, strict=True), runs, strict=True):
+        method = algorithms.fedprox(mu) if mu else algorithms.fedavg()
+        alone = simulate.run(net(), data, parts, method, lr=lr, **options)
+        assert (everything(run.model()) - everything(alone.model())).abs().max() < 1e-12
+    assert (everything(runs[0].model()) - everything(runs[1].model())).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("engine", ["clients", "stacked"])
+@pytest.mark.parametrize("method", ["fedavg", "scaffold", "scaffold, weighted", "fedexp", "fedbn", "standardised"])
+def test_waves_change_nothing_but_the_memory_they_need(data, parts, method, engine, monkeypatch):
+    """Unequal clients, a cohort of 4 of 5 in waves of 2, two seeds; crops drawn as for the whole cohort."""
+    started = nn.Sequential(norms.ScaledWSConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                            nn.Linear(144, 4))
+    algorithm = {"scaffold, weighted": algorithms.scaffold(weighted=True),
+                 "standardised": algorithms.fedwon(standardised=started)}.get(method) or build(method)
+    trained, train = [], Trainer.__call__
+    monkeypatch.setattr(Trainer, "__call__", lambda self, W, *rest: trained.append(len(W)) or train(self, W, *rest))
+
+    def sweep(wave: int | None) -> list[simulate.Run]:
+        return simulate.sweep(started, data, parts, algorithm, rounds=3, lr=[0.1], seed=[0, 1], batch_size=BATCH,
+                              local_epochs=1, clients_per_round=4, precision="float64", wave=wave, engine=engine,
+                              augment="flip+crop", device="cpu", progress=False)
+
+    whole, waves = sweep(None), sweep(3)
+    assert trained == [8] * 3 + [4, 4] * 3  # at most 3 at a time are twice 2
+    assert (whole[0].config["wave"], waves[0].config["wave"]) == (4, 2)
+    for a, b in zip(whole, waves, strict=True):
+        assert (everything(a.model()) - everything(b.model())).abs().max() < 1e-12
+        assert (everything(a.model(2)) - everything(b.model(2))).abs().max() < 1e-12
+        assert a.history["loss"].tolist() == pytest.approx(b.history["loss"].tolist(), rel=1e-12)
+
+
+def test_a_wave_is_what_the_free_memory_allows(data, parts, monkeypatch):
+    row = 8 * sum(t.numel() for t in net().parameters())
+    for free, wave in ((1, 1), (simulate.SHARE * 2 * row * 3, 3), (10**12, 5)):
+        monkeypatch.setattr(simulate.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        runs = simulate.sweep(net(), data, parts, rounds=1, lr=[0.1, 0.2], batch_size=BATCH, local_steps=1,
+                              precision="float64", device="cpu", progress=False)
+        assert [run.config["wave"] for run in runs] == [wave, wave]
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_a_run_that_diverges_in_one_wave_keeps_its_state_and_the_other_goes_on(data, parts, when, monkeypatch):
+    """Waves of 2, 2 and 1 clients; the last is in the last one. Batch norm stays at home, where nothing changes."""
+    sick, trained, train = {"first": 0, "last": N - 1}[when], [], Trainer.__call__
+
+    def falls_ill(G: torch.Tensor, W: torch.Tensor, local: Local) -> torch.Tensor:
+        return torch.where((local.client == sick)[:, None] & (local.lr > 0.2), torch.nan, G)
+
+    def counted(self, W: torch.Tensor, *rest) -> torch.Tensor:
+        trained.append(len(W))
+        return train(self, W, *rest)
+
+    monkeypatch.setattr(Trainer, "__call__", counted)
+    method = algorithms.replace(algorithms.fedbn(), direction=(falls_ill,))
+    options = {"rounds": 2, "batch_size": BATCH, "local_steps": 2, "wave": 2, "engine": "clients", "device": "cpu",
+               "progress": False}
+    with pytest.warns(UserWarning, match=f"diverged in round 1: .* on client.s. {sick};") as seen:
+        broken, fine = simulate.sweep(net("batch"), data, parts, method, lr=[0.3, 0.1], **options)
+    assert len(seen) == 1 and broken.diverged and fine.diverged is None
+    assert trained == [*((4, 2, 1) if when == "first" else (4, 4, 2)), 2, 2, 1]
+    for client in (None, 0, N - 1):
+        assert torch.equal(everything(broken.model(client)), everything(net("batch")))
+        alone = simulate.run(net("batch"), data, parts, method, lr=0.1, **options)
+        assert torch.equal(everything(fine.model(client)), everything(alone.model(client)))
 
 
 def test_small_decay_and_a_ball_that_holds_every_step_make_base_and_fednar_coincide(data, parts):
