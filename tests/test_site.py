@@ -30,13 +30,17 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; set
 
 
 class Page(HTMLParser):
-    """What the tests look at in a page: ids, links, pictures, widget views and widget state."""
+    """What the tests look at in a page: ids, links, pictures, widget views, widget state, frames of explorers."""
 
     def __init__(self, name):
         super().__init__()
         self.ids, self.links, self.images, self.views, self.state = set(), [], [], set(), {}
         self._script = None
-        self.feed((SITE / f"{name}.html").read_text(encoding="utf-8"))
+        text = (SITE / f"{name}.html").read_text(encoding="utf-8")
+        self.feed(text)
+        self.frames = re.findall(r'<div class="explore-still">(.*?)</div>', text)
+        self.frames += [m["state"]["value"] for m in self.state.values()
+                        if m["model_name"] == "HTMLModel" and m["state"]["value"]]
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
@@ -90,10 +94,11 @@ def browser():
 class Tab:
     """A browser tab that reaches nothing but the site and notes what went wrong."""
 
-    def __init__(self, browser, server, width=1280, dark=False):
+    def __init__(self, browser, server, width=1280, dark=False, scripts=True):
         self.server, self.errors, self.foreign = server, [], []
-        self.context = browser.new_context(viewport={"width": width, "height": 900},
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=scripts,
                                            color_scheme="dark" if dark else "light")
+        self.explorer = ".explore" if scripts else ".explore-still"
         self.page = self.context.new_page()
         self.page.route("**/*", self._route)
         self.page.on("pageerror", lambda error: self._note(str(error)))
@@ -115,7 +120,7 @@ class Tab:
     def open(self, name):
         self.page.goto(f"{self.server}/{name}.html", wait_until="load")
         if read(name).views:
-            self.page.wait_for_selector(".explore", timeout=30000)
+            self.page.wait_for_selector(self.explorer, timeout=30000)
         return self.page
 
 
@@ -158,8 +163,7 @@ def test_every_picture_has_a_text(name):
     for image in read(name).images:
         alt = image.get("alt") or ""
         assert alt.strip() and not re.search(r"_images/|\.(png|svg|jpe?g)$", alt), image.get("src", "")[:80]
-    frames = [model["state"]["value"] for model in read(name).state.values() if model["model_name"] == "HTMLModel"]
-    for frame in frames:
+    for frame in read(name).frames:
         assert re.search(r'<img [^>]*alt="[^"]+', frame) or "explore-error" in frame
 
 
@@ -305,17 +309,27 @@ def test_every_frame_of_an_explorer_can_be_reached(name, tab):
       turn(0);
       return seen.map(frame => frame.match(/alt="([^"]*)"|>([^<]*)</).slice(1).join(""));
     })""")
-    frames = [model["state"]["value"] for model in read(name).state.values() if model["model_name"] == "HTMLModel"]
     words = [html.unescape("".join(filter(None, re.search('alt="([^"]*)"|>([^<]*)<', frame).groups())))
-             for frame in frames]
+             for frame in read(name).frames]
     assert sorted(map(html.unescape, sum(found, []))) == sorted(words)
 
 
 def check_another(name, before, now):
     """Both the text and the picture are another frame's, and belong together."""
     assert now[0] != before[0] and (now[1] != before[1] or not now[1])
-    frames = [model["state"]["value"] for model in read(name).state.values() if model["model_name"] == "HTMLModel"]
-    assert any(html.escape(now[0], quote=True) in frame and now[1] in frame for frame in frames)
+    assert any(html.escape(now[0], quote=True) in frame and now[1] in frame for frame in read(name).frames)
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
+def test_without_scripts_an_explorer_is_a_picture(name, tab):
+    if not read(name).views:
+        pytest.skip("no explorer on this page")
+    page = tab(scripts=False).open(name)
+    stills = page.locator(".explore-still .explore-frame")
+    assert stills.count() == len(read(name).views) and not page.locator(".explore").count()
+    for still in stills.all():
+        assert still.is_visible() and still.evaluate("node => node.naturalWidth") > 300 and still.get_attribute("alt")
 
 
 def seen(box):

@@ -5,12 +5,15 @@ A first visit to a chapter would fetch more than three megabytes, of which a rea
 - the theme's Font Awesome script goes (it replaces each icon of the font by a drawing of the same icon);
 - MathJax goes from pages without a formula;
 - the icon fonts keep only the icons that a page or a style sheet names;
-- pictures become WebP with 64 colours, which is lossless but for that, or lossy where 64 colours would show.
+- pictures become WebP with 64 colours, which is lossless but for that, or lossy where 64 colours would show;
+- of the widgets' saved state stays what `_static/explorers.js` reads; the frame that an explorer starts with moves out
+  of it into the page, where a browser without scripts shows it, too.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +24,9 @@ AWESOME = "_static/vendor/fontawesome"
 SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome/[^"]*\.js[^"]*"></script>')
 PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*/fontawesome/[^>]*>')
 MATHJAX = re.compile(r'\s*<script(?:[^>]* src="[^"]*mathjax[^"]*">|>window\.MathJax = [^<]*)</script>', re.I)
+VIEW = re.compile(r'<script type="application/vnd\.jupyter\.widget-view\+json">(.*?)</script>', re.S)
+STATE = re.compile(r'(<script type="application/vnd\.jupyter\.widget-state\+json">)(.*?)(</script>)', re.S)
+SHOWN = {"VBoxModel", "StackModel", "HTMLModel", "DropdownModel", "SelectionSliderModel", "LinkModel"}
 PICTURE = re.compile(r'(_images/[^"\s]+)\.png(?=["\s])')
 
 
@@ -41,6 +47,7 @@ def lighten(app, error):
         after = PRELOAD.sub("", SCRIPT.sub("", before))
         after = after if 'class="math' in after else MATHJAX.sub("", after)
         after = PICTURE.sub(r"\1.webp", after) if pictures else after
+        after = with_stills(after)
         if after != before:
             page.write_text(after, encoding="utf-8")
     for picture in site.glob("_images/*.png") if pictures else ():
@@ -51,6 +58,31 @@ def lighten(app, error):
                          encoding="utf-8")
         for font in style.parent.parent.glob("webfonts/*.woff2"):
             shrink(font.with_suffix(".ttf"), icons)
+
+
+def with_stills(page: str) -> str:
+    """The page with the first frame of each explorer moved from the widgets' state to its place on the page."""
+    saved = STATE.search(page)
+    if saved is None or "explore-still" in page:  # done in an earlier build
+        return page
+    content = json.loads(saved[2])
+    models = content["state"] = {i: m for i, m in content["state"].items() if m["model_name"] in SHOWN}
+
+    def first(reference: str) -> dict:
+        """The frame that a Stack shows, or that a VBox ends with."""
+        own = models[reference.removeprefix("IPY_MODEL_")]["state"]
+        return first(own["children"][own.get("selected_index", -1)]) if "children" in own else own
+
+    def with_still(view: re.Match) -> str:
+        if json.loads(view[1])["model_id"] not in models:  # a widget that is no explorer
+            return view[0]
+        frame = first(json.loads(view[1])["model_id"])
+        still, frame["value"] = frame["value"], None
+        return view[0] + (f'<div class="explore-still">{still}</div>' if still else "")
+
+    page = VIEW.sub(with_still, page)
+    state = json.dumps(content, separators=(",", ":")).replace("</", r"<\/")
+    return STATE.sub(lambda tag: tag[1] + state + tag[3], page)
 
 
 def as_webp(picture: Image.Image) -> bytes:

@@ -10,6 +10,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const links = Object.values(models).filter(model => model.model_name === "LinkModel").map(model => ({
     control: target(model.state.source[0]), stack: target(model.state.target[0]),
   }));
+  let still; // the frame that an explorer starts with: it stands on the page, for browsers that run no scripts
   const stacks = {}; // those on the page: id -> function that shows one of its children
 
   function choose(control, index) {
@@ -35,7 +36,7 @@ document.addEventListener("DOMContentLoaded", () => {
     VBoxModel: state => make("div", { className: (state._dom_classes || []).join(" ") },
       state.children.map(child => render(target(child)))),
 
-    HTMLModel: state => make("div", { innerHTML: state.value }),
+    HTMLModel: state => make("div", { innerHTML: state.value ??= still }),
 
     StackModel(state, id) {
       const node = make("div"), made = [];
@@ -73,6 +74,11 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   for (const view of document.querySelectorAll("script[type='application/vnd.jupyter.widget-view+json']")) {
+    const next = view.nextElementSibling;
+    if (next?.className === "explore-still") {
+      still = next.innerHTML;
+      next.remove();
+    }
     view.after(render(JSON.parse(view.textContent).model_id));
   }
 });
