@@ -324,7 +324,7 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
          who: list[Contestant] | None = None) -> dict:
     """All contestants on one workload, in turns."""
     per_turn, left_out = workload.get("rounds_per_turn", 1), {}
-    rounds = 2 + per_turn * (1 + repeats)
+    rounds = 2 + per_turn * (1 + repeats) + 1  # the last is not timed: after it a runner shuts down beside the others
     with tempfile.TemporaryDirectory() as folder:
         folder, layouts = Path(folder), layouts_of(workload)
         works = {layout: folder / f"{layout}.npz" for layout in layouts}
@@ -339,6 +339,7 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
             for i in order.permutation(len(runners)):  # nobody always follows the same one, which may still tidy up
                 runners[i].seconds.append(runners[i].rounds(per_turn))
         for runner in runners:
+            runner.rounds(1)
             runner.finish()
     lines = [{"runner": r.contestant.runner, "label": r.contestant.label, "layout": r.contestant.layout,
               "options": r.contestant.options, "seconds": r.seconds, "startup": r.startup, "peak_mb": r.peak_mb,
