@@ -157,8 +157,9 @@ def mend_markup(app, pagename, templatename, context, doctree):
 
 
 def drop_stale_notebooks(app, config):
-    """Key executed notebooks on fedlib and on the recorded runs that chapters read."""
+    """Key executed notebooks on fedlib and on the recorded runs and benchmarks that pages read."""
     recorded = [path for path in sorted((BOOK / "results").glob("*.json")) if not path.match("*.quick.json")]
+    recorded += sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     digest = hashlib.sha256()
     for path in [*sorted((ROOT / "fedlib").glob("*.py")), *sorted((BOOK / "params").glob("*.yaml")), *recorded]:
         digest.update(path.name.encode() + path.read_bytes())
