@@ -41,7 +41,7 @@ def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str
         # installing fedlib alone
         (rf"git\+https://github\.com/{_REPO}", f"git+https://github.com/{ours}"),
         # cloning, the badge of the workflow
-        (rf"git clone https://github\.com/{_REPO}", f"git clone https://github.com/{ours}"),
+        (rf"(git clone[^\n]*? )https://github\.com/{_REPO}", rf"\g<1>https://github.com/{ours}"),
         (rf"https://github\.com/{_REPO}/actions/workflows/book\.yml", f"https://github.com/{ours}/actions/workflows/book.yml"),
         # the published pages
         (rf"https://{_PART}\.github\.io/{_PART}/book/", f"https://{owner}.github.io/{repo}/book/"),
