@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fontTools import subset
@@ -50,9 +51,8 @@ def lighten(app, error):
         after = with_stills(after)
         if after != before:
             page.write_text(after, encoding="utf-8")
-    for picture in site.glob("_images/*.png") if pictures else ():
-        picture.with_suffix(".webp").write_bytes(as_webp(Image.open(picture).convert("RGB")))
-        picture.unlink()
+    with ThreadPoolExecutor() as pool:  # Pillow encodes without holding up other threads
+        list(pool.map(replace_by_webp, site.glob("_images/*.png") if pictures else ()))
     for style in site.glob(f"{AWESOME}/*/css/all.min.css"):
         style.write_text(style.read_text(encoding="utf-8").replace('.woff2) format("woff2")', '.woff) format("woff")'),
                          encoding="utf-8")
@@ -83,6 +83,11 @@ def with_stills(page: str) -> str:
     page = VIEW.sub(with_still, page)
     state = json.dumps(content, separators=(",", ":")).replace("</", r"<\/")
     return STATE.sub(lambda tag: tag[1] + state + tag[3], page)
+
+
+def replace_by_webp(picture: Path) -> None:
+    picture.with_suffix(".webp").write_bytes(as_webp(Image.open(picture).convert("RGB")))
+    picture.unlink()
 
 
 def as_webp(picture: Image.Image) -> bytes:
