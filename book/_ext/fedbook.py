@@ -152,7 +152,7 @@ def mend_markup(app, pagename, templatename, context, doctree):
         "<(/?)dd>", r"<\1span>", found[1]) + "</span>", body)
     if pagename == "book/status":
         body = context["body"].replace("✅", "✓ ran").replace("❌", "✗ failed")
-        titles = {"intro": "Front page", **chapter_titles()}
+        titles = {"intro": "Front page", "benchmarks": "How fast it is", **chapter_titles()}
         context["body"] = re.sub(r">book/(\w+)</", lambda found: f">{titles.get(found[1], found[1])}</", body)
 
 
