@@ -444,6 +444,7 @@ class _Graphs:
         if key != self.key:
             if not again or not self.possible:
                 return train(W, buffers, batches, local)
+            self.graph = self.key = None  # its inputs make room for the new one's, and it must not be replayed on them
             try:
                 self._capture(train, tensors, batches, local)
             except RuntimeError as error:

@@ -13,7 +13,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,6 +142,9 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         ValueError: for an argument that makes no sense, or a checkpoint that belongs to another configuration.
     """
     algorithm = algorithm or fedavg()
+    for name, values in (("lr", lr), ("weight_decay", weight_decay), ("clip", clip), ("mu", mu), ("seed", seed)):
+        if not isinstance(values, Iterable):
+            raise ValueError(f"{name} must be a list of the values to combine, got {values!r}; fl.run takes one")
     mu = [algorithm.mu if value is None else value for value in mu]
     settings = [dict(zip(("lr", "weight_decay", "clip", "mu", "seed"), map(_plain_number, values), strict=True))
                 for values in itertools.product(lr, weight_decay, clip, mu, seed)]

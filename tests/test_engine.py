@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from fedlib import algorithms, models, norms, partition, simulate, texts
 from fedlib.algorithms import build
-from fedlib.cohort import Layout, Local, Trainer, cores
+from fedlib.cohort import Batches, Layout, Local, Trainer, _Graphs, cores
 from fedlib.data import Data, from_arrays
 
 N, ROUNDS, SEED, BATCH = 5, 3, 3, 8
@@ -227,6 +228,35 @@ def test_waves_change_nothing_but_the_memory_they_need(data, parts, method, engi
         assert (everything(a.model()) - everything(b.model())).abs().max() < 1e-12
         assert (everything(a.model(2)) - everything(b.model(2))).abs().max() < 1e-12
         assert a.history["loss"].tolist() == pytest.approx(b.history["loss"].tolist(), rel=1e-12)
+
+
+def test_a_graph_is_not_replayed_after_another_pattern_could_not_be_captured(monkeypatch):
+    """Patterns a, a (captured), b, b (cannot be captured), a: trained eagerly, and so right."""
+    graphs, captured = _Graphs(), []
+
+    def capture(self, train, tensors, batches, local):
+        self.inputs = [t.clone() for t in tensors]
+        if captured:
+            raise RuntimeError("no")
+        captured.append(tensors)
+        self.graph, self.losses = SimpleNamespace(replay=lambda: self.inputs[0].add_(1)), torch.zeros(1)
+
+    def train(W, buffers, batches, local):
+        W.add_(1)
+        return torch.zeros(len(W))
+
+    monkeypatch.setattr(_Graphs, "_capture", capture)
+    for rows, calls in ((2, 2), (3, 2), (2, 2)):
+        batches = Batches(torch.zeros(rows, 1, 1, dtype=torch.int64), [[1] * rows])
+        column = torch.ones(rows, 1)
+        local = Local(torch.arange(rows), torch.arange(rows), column, column, column, torch.zeros(1, 4))
+        W = torch.zeros(rows, 4)
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            for _ in range(calls):
+                graphs(train, W, torch.zeros(rows, 0), batches, local)
+        assert W.tolist() == [[float(calls)] * 4] * rows
+    assert captured and not graphs.possible
 
 
 def test_a_wave_is_what_the_free_memory_allows(data, parts, monkeypatch):

@@ -51,6 +51,7 @@ def weights(run: fl.Run, client: int | None = None) -> torch.Tensor:
     ({"lr": [0.1, -0.1]}, "lr must be positive and finite, got -0.1"),
     ({"lr": [math.nan]}, "lr must be positive and finite, got nan"),
     ({"lr": []}, "at least one value"),
+    ({"lr": 0.1}, "lr must be a list of the values to combine, got 0.1; fl.run takes one"),
     ({"lr": ["0.1"]}, "lr must be a number, got '0.1'"),
     ({"lr": [None]}, "lr must be a number, got None"),
     ({"seed": [True]}, "seed must be a number, got True"),

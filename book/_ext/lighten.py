@@ -74,9 +74,10 @@ def with_stills(page: str) -> str:
         return first(own["children"][own.get("selected_index", -1)]) if "children" in own else own
 
     def with_still(view: re.Match) -> str:
-        if json.loads(view[1])["model_id"] not in models:  # a widget that is no explorer
+        model = json.loads(view[1])["model_id"]
+        if model not in models:  # a widget that is no explorer
             return view[0]
-        frame = first(json.loads(view[1])["model_id"])
+        frame = first(model)
         still, frame["value"] = frame["value"], None
         return view[0] + (f'<div class="explore-still">{still}</div>' if still else "")
 
