@@ -230,6 +230,8 @@ def test_axe_finds_nothing_serious(name, dark, tab):
 
     need_scripts(name)
     page = tab(dark=dark).open(name)
+    # The theme fades from light to dark once its script runs; half way, no text has the contrast it will have.
+    page.wait_for_function("document.getAnimations().every(one => one.playState !== 'running')")
     found = Axe().run(page).response["violations"]
     serious = [f"{one['id']}: {node['html'][:200]}" for one in found if one["impact"] in ("serious", "critical")
                for node in one["nodes"]]
