@@ -47,15 +47,23 @@ class User(Dataset):
 
 
 class Rounds(TrainingProcessCallback):
-    """Takes turns. The other processes follow the first one, because all of them reduce together."""
+    """Takes turns, in the first process; the others follow it."""
 
-    def __init__(self, work: Work, turns: Turns):
+    def __init__(self, work: Work, turns: Turns | None):
         self.work, self.turns = work, turns
 
-    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration: int):
-        self.turns.over()
-        if central_iteration < self.work.rounds:  # counted from 1, see below
+    def begin(self):
+        """All processes wait: else the others would train the next round while it is somebody else's turn."""
+        if self.turns:
             self.turns.wait()
+        if PROCESSES > 1:
+            torch.distributed.barrier()
+
+    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration: int):
+        if self.turns:
+            self.turns.over()
+        if central_iteration < self.work.rounds:  # counted from 1, see below
+            self.begin()
         return False, Metrics()
 
 
@@ -75,11 +83,9 @@ def train(work: Work, turns: Turns | None, options: dict) -> nn.Module:
                                train_cohort_size=cohort, val_cohort_size=None)
     local = NNTrainHyperParams(local_batch_size=work.settings["batch_size"], local_num_epochs=1,
                                local_learning_rate=work.settings["lr"])
-    callbacks = []
-    if turns:
-        turns.wait()
-        callbacks = [Rounds(work, turns)]
-    algorithm.run(params, backend, model, local, callbacks=callbacks, send_metrics_to_platform=False)
+    rounds = Rounds(work, turns)
+    rounds.begin()
+    algorithm.run(params, backend, model, local, callbacks=[rounds], send_metrics_to_platform=False)
     return net
 
 
