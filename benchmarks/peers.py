@@ -48,6 +48,7 @@ NAMES = {"plain": "plain loop", "fedlib": "fedlib", "pfl": "pfl-research", "flow
 TOLERANCE = {"pfl": 1e-7}
 AS_WRITTEN, CHANNELS_LAST = "as written", "channels-last"
 SECONDS = 300  # that a runner may be silent
+BESIDE = 0.2  # of a core: what others may use during a turn without a word about it
 SETTLE = 0.2  # seconds before a turn, in which the runner before it tidies up
 
 
@@ -192,7 +193,8 @@ class Runner:
     """A process that trains, one round at a time."""
 
     def __init__(self, contestant: Contestant, work: Path, python: str | None, folder: Path):
-        self.contestant, self.seconds, self.startup, self.peak_mb = contestant, [], 0.0, None
+        self.contestant, self.seconds, self.beside = contestant, [], []
+        self.startup, self.peak_mb = 0.0, None
         command = [environment(contestant.runner, python), str(HERE / "runners" / f"{contestant.runner}_runner.py"),
                    str(work)]
         # a peer must not see the harness's own packages
@@ -228,11 +230,13 @@ class Runner:
         """Let it train; seconds a round."""
         time.sleep(SETTLE)
         self.peak_mb = memory(self.process.pid, "VmHWM")  # before, since after the last round a runner shuts down
-        start = time.perf_counter()
+        others, start = worked(without=self.process.pid), time.perf_counter()
         for _ in range(count):
             self.connection.send("go")
             self._hear()
-        return (time.perf_counter() - start) / count
+        seconds = time.perf_counter() - start
+        self.beside.append((worked(without=self.process.pid) - others) / seconds)
+        return seconds / count
 
     def start(self) -> None:
         """The first two rounds."""
@@ -262,6 +266,24 @@ def memory(session: int, entry: str) -> float | None:
                 lines = (folder / "status").read_text().splitlines()
                 found += [int(line.split()[1]) / 1024 for line in lines if line.startswith(entry)]
     return sum(found) if found else None
+
+
+def worked(without: int) -> float:
+    """Seconds that all cores have worked so far for others than the processes of a session; 0 without /proc."""
+    if not Path("/proc/stat").exists():
+        return 0.0
+    ticks = sum(cores_time()[:3])
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # the process has ended
+            entries = path.read_text().rpartition(")")[2].split()
+            ticks -= (int(entries[3]) == without) * (int(entries[11]) + int(entries[12]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def cores_time() -> np.ndarray:
+    """Ticks that all cores have spent since the start: for users, low priority, the system, idle, waiting for a disk,
+    and three more."""
+    return np.array(Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9], dtype=int)
 
 
 def launch(who: list[Contestant], works: dict[str, Path], python: str | None, folder: Path,
@@ -334,6 +356,7 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
         runners = launch(who, works, python, folder, left_out)
         for runner in runners:  # warm up
             runner.rounds(per_turn)
+            runner.beside.clear()
         order = np.random.default_rng(0)
         for _ in range(repeats):
             for i in order.permutation(len(runners)):  # nobody always follows the same one, which may still tidy up
@@ -343,7 +366,11 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
             runner.finish()
     lines = [{"runner": r.contestant.runner, "label": r.contestant.label, "layout": r.contestant.layout,
               "options": r.contestant.options, "seconds": r.seconds, "startup": r.startup, "peak_mb": r.peak_mb,
-              "versions": r.versions} for r in runners]
+              "beside": r.beside[:repeats], "versions": r.versions} for r in runners]
+    for line in lines:
+        if max(line["beside"]) > BESIDE:
+            share = ", ".join(f"{100 * one:.0f}" for one in line["beside"])
+            print(f"while it was the turn of {line['label']} ({line['layout']}), others used {share} % of a core")
     return {"workload": workload, "repeats": repeats, "rounds_per_turn": per_turn, "lines": lines, "left_out": left_out}
 
 
@@ -410,9 +437,9 @@ def busy(seconds: float = 5.0) -> float | None:
     """The share of all cores' time, from now on for some seconds, in which they were not idle; None without /proc."""
     if not Path("/proc/stat").exists():
         return None
-    before = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    before = cores_time()
     time.sleep(seconds)
-    spent = np.array([int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]) - before
+    spent = cores_time() - before
     return float(1 - spent[3:5].sum() / spent.sum())  # idle, and waiting for a disk
 
 

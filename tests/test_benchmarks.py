@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,3 +97,18 @@ def test_the_schedule_is_what_fedlib_draws(peers):
             assert [len(b) for b in batches] == [n for n in size[t, slot] if n]
             for step, batch in enumerate(batches):
                 np.testing.assert_array_equal(index[t, slot, step, :len(batch)], batch)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc")
+def test_work_beside_a_turn_is_seen(peers):
+    """The others' is all that the cores did, without the session whose turn it is."""
+    before = peers.worked(without=-1)
+    burner = subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 0.6: pass\n"
+                               "print(flush=True)\ninput()"], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        burner.stdout.readline()
+        assert peers.worked(without=-1) - before >= 0.45
+        assert peers.worked(without=-1) - peers.worked(without=burner.pid) >= 0.4
+    finally:
+        burner.kill()
