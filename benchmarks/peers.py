@@ -84,15 +84,16 @@ CIFAR = {"shape": [3, 32, 32], "classes": 10, "clients": 100, "images": 100, "cl
          "local_epochs": 1, "local_steps": None, "lr": 0.05, "seed": 0, "bias": True}
 WORKLOADS = {
     "small_cnn": {**CIFAR, "title": "small CNN", "channels": [16, 32], "kernel": 3, "hidden": [64],
-                  "rounds_per_turn": 4},
-    "leaf_cnn": {**CIFAR, "title": "LEAF CNN", "channels": [32, 64], "kernel": 5, "hidden": [512]},
-    "mlp": {**CIFAR, "title": "MLP", "channels": [], "kernel": 0, "hidden": [200, 200], "rounds_per_turn": 5},
+                  "rounds_per_turn": 8},
+    "leaf_cnn": {**CIFAR, "title": "LEAF CNN", "channels": [32, 64], "kernel": 5, "hidden": [512],
+                 "rounds_per_turn": 2},
+    "mlp": {**CIFAR, "title": "MLP", "channels": [], "kernel": 0, "hidden": [200, 200], "rounds_per_turn": 10},
     "logistic": {**CIFAR, "title": "logistic regression", "channels": [], "kernel": 0, "hidden": [],
-                 "rounds_per_turn": 10},
+                 "rounds_per_turn": 20},
     # chapter 2, quick preset: one class a client, ten clients of unequal size, all in every round
     "one_class": {"title": "chapter 2, quick", "data": "digits", "channels": [8, 16], "kernel": 3, "hidden": [32],
                   "bias": False, "clients": 10, "clients_per_round": 10, "batch_size": 16, "local_steps": 5,
-                  "local_epochs": None, "lr": 0.1, "seed": 0, "rounds_per_turn": 10},
+                  "local_epochs": None, "lr": 0.1, "seed": 0, "rounds_per_turn": 20},
     "resnet18_gn": {**CIFAR, "title": "ResNet-18 with group norm", "model": "resnet18", "options": {"norm": "group"},
                     "channels": [], "hidden": []},
     "transformer": {**CIFAR, "title": "character transformer", "model": "char_transformer", "options": {"dropout": 0.0},
