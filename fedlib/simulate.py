@@ -176,7 +176,7 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         if data.is_text:
             raise ValueError(f"{algorithm.name!r} distorts images, but {data.name!r} is a text")
         _check_views(algorithm.name, batch_size, [len(p) for p in parts], by_epochs=local_steps is None)
-    waves = -(-K // (wave or _fitting(networks[0], algorithm, len(settings), device)))
+    waves = -(-K // (wave or _fitting(networks[0], algorithm, len(settings), len(parts), device)))
     rows = len(settings) * K
     engine = _choose_engine(networks[0], device, data, rows) if engine == "auto" else engine
     chunk = chunk or (rows if device.type == "cuda" else min(rows, CHUNK))
@@ -659,15 +659,23 @@ def _choose_engine(net: nn.Module, device: torch.device, data: Data, rows: int) 
     return "stacked" if device.type == "cuda" or small else "clients"
 
 
-def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, device: torch.device) -> int:
-    """How many clients of each run the free memory allows to train together, 1 at least."""
+def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, clients: int, device: torch.device) -> int:
+    """How many clients of each run the free memory allows to train together, 1 at least.
+
+    Warns where it does not even hold what all clients keep between rounds.
+    """
     if device.type == "cuda":
         with torch.cuda.device(device):
             free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     else:
         free = psutil.virtual_memory().available
     row = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
-    return max(1, free // (SHARE * runs * row * (1 + len(algorithm.client_memory))))
+    kept = runs * clients * row * len(algorithm.client_memory)
+    if kept > free:
+        warnings.warn(f"{algorithm.name} keeps {kept / 1e9:.2g} GB for {clients} clients between rounds, and the free "
+                      f"memory of {device} is {free / 1e9:.2g} GB: it may not suffice; take fewer clients, fewer runs "
+                      "at once or a smaller network", stacklevel=3)
+    return max(1, (free - kept) // (SHARE * runs * row * (1 + len(algorithm.client_memory))))
 
 
 def _digest(parts: Sequence[Tensor] | None) -> str | None:

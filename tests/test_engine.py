@@ -1,5 +1,6 @@
 """The engine against a plain per-client loop, in float64, and against itself."""
 
+import contextlib
 import copy
 import re
 import warnings
@@ -266,6 +267,17 @@ def test_a_wave_is_what_the_free_memory_allows(data, parts, monkeypatch):
         runs = simulate.sweep(net(), data, parts, rounds=1, lr=[0.1, 0.2], batch_size=BATCH, local_steps=1,
                               precision="float64", device="cpu", progress=False)
         assert [run.config["wave"] for run in runs] == [wave, wave]
+
+
+def test_what_clients_keep_is_not_free(data, parts, monkeypatch):
+    """SCAFFOLD keeps a row for each of N clients and needs two for each that trains."""
+    row = 8 * sum(t.numel() for t in net().parameters())
+    for rows, wave in ((N + simulate.SHARE * 2 * 3, 3), (N - 1, 1)):
+        monkeypatch.setattr(simulate.psutil, "virtual_memory", lambda rows=rows: SimpleNamespace(available=rows * row))
+        with pytest.warns(UserWarning) if wave == 1 else contextlib.nullcontext() as seen:
+            run = fed(data, parts, "scaffold", rounds=1, precision="float64")
+        assert run.config["wave"] == wave
+    assert len(seen) == 1 and f"keeps {N * row / 1e9:.2g} GB for {N} clients between rounds" in str(seen[0].message)
 
 
 @pytest.mark.parametrize("when", ["first", "last"])
