@@ -222,7 +222,10 @@ class Trainer:
         self.layout = Layout(module)
         self.direction, self.plain = tuple(direction), plain
         self.text = images.dim() == 2
-        self.images, self.labels = images if self.text else images.permute(0, 2, 3, 1), labels
+        # Batches lie in memory as the network likes it: N,H,W,C for convolutions, N,C,H,W for layers that flatten it.
+        self.channels_last = not self.text and any(p.dim() > 2 for p in module.parameters())
+        self.images = images.permute(0, 2, 3, 1) if self.channels_last else images.contiguous()
+        self.labels = labels
         self.mean, self.std = normalisation or (None, None)
         self.padding, self.engine, self.chunk = padding, engine, chunk
         self.names = [f"net.{name}" for name in (*self.layout.parameters, *self.layout.buffers)]
@@ -326,14 +329,17 @@ class Trainer:
 
     def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int | slice,
                size: int) -> tuple[Tensor, Tensor]:
-        """Images, float (..., B, C, H, W) on the device and channels-last, and labels (..., B) of some steps.
+        """Images, float (..., B, C, H, W) on the device, and labels (..., B) of some steps.
 
         Of a text, int64 (..., B, L) instead.
         """
         index = batches.index[rows, t, :size]
+        # index_select copies whole images, where indexing copies their bytes one by one.
+        x = self.images.index_select(0, index.flatten()).view(*index.shape, *self.images.shape[1:])
         if self.text:
-            return self.images[index].long(), self.labels[index]
-        x = self.images[index].movedim(-1, -3)
+            return x.long(), self.labels[index]
+        if self.channels_last:
+            x = x.movedim(-1, -3)
         if batches.shift is not None:
             x = augment(x, batches.shift[rows, t, :size], batches.flip[rows, t, :size], self.padding)
         x = prepare(x, self.mean, self.std, dtype=self.dtype)
