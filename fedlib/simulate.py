@@ -143,7 +143,8 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
     """
     algorithm = algorithm or fedavg()
     for name, values in (("lr", lr), ("weight_decay", weight_decay), ("clip", clip), ("mu", mu), ("seed", seed)):
-        if not isinstance(values, Iterable):
+        single = isinstance(values, str) or getattr(values, "shape", None) == ()  # both claim that they can be iterated
+        if single or not isinstance(values, Iterable):
             raise ValueError(f"{name} must be a list of the values to combine, got {values!r}; fl.run takes one")
     mu = [algorithm.mu if value is None else value for value in mu]
     settings = [dict(zip(("lr", "weight_decay", "clip", "mu", "seed"), map(_plain_number, values), strict=True))
