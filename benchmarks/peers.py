@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import signal
 import statistics
@@ -195,7 +196,7 @@ class Runner:
 
     def __init__(self, contestant: Contestant, work: Path, python: str | None, folder: Path):
         self.contestant, self.seconds, self.beside = contestant, [], []
-        self.startup, self.peak_mb = 0.0, None
+        self.startup, self.peak_mb, self.others = 0.0, None, math.nan
         command = [environment(contestant.runner, python), str(HERE / "runners" / f"{contestant.runner}_runner.py"),
                    str(work)]
         # a peer must not see the harness's own packages
@@ -228,15 +229,15 @@ class Runner:
         raise RuntimeError(f"it stopped: {' | '.join(lines[-3:])}")
 
     def rounds(self, count: int) -> float:
-        """Let it train; seconds a round."""
+        """Let it train; seconds a round. ``others``: how much of a core everything else used meanwhile."""
         time.sleep(SETTLE)
         self.peak_mb = memory(self.process.pid, "VmHWM")  # before, since after the last round a runner shuts down
-        others, start = worked(without=self.process.pid), time.perf_counter()
+        before, start = worked(without=self.process.pid), time.perf_counter()
         for _ in range(count):
             self.connection.send("go")
             self._hear()
         seconds = time.perf_counter() - start
-        self.beside.append((worked(without=self.process.pid) - others) / seconds)
+        self.others = (worked(without=self.process.pid) - before) / seconds
         return seconds / count
 
     def start(self) -> None:
@@ -258,27 +259,29 @@ class Runner:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def memory(session: int, entry: str) -> float | None:
-    """MB of resident memory, now (VmRSS) or at its peak (VmHWM), of all processes of a session; None without /proc."""
+def of_session(session: int, name: str) -> list[str]:
+    """The texts of /proc/PID/name of all processes of a session; none without /proc."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # the process has ended
             if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
-                lines = (folder / "status").read_text().splitlines()
-                found += [int(line.split()[1]) / 1024 for line in lines if line.startswith(entry)]
+                found.append((folder / name).read_text())
+    return found
+
+
+def memory(session: int, entry: str) -> float | None:
+    """MB of resident memory, now (VmRSS) or at its peak (VmHWM), of all processes of a session; None without /proc."""
+    found = [int(line.split()[1]) / 1024 for text in of_session(session, "status") for line in text.splitlines()
+             if line.startswith(entry)]
     return sum(found) if found else None
 
 
 def worked(without: int) -> float:
-    """Seconds that all cores have worked so far for others than the processes of a session; 0 without /proc."""
+    """Seconds that all cores have worked so far for others than the processes of a session; nan without /proc."""
     if not Path("/proc/stat").exists():
-        return 0.0
-    ticks = sum(cores_time()[:3])
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # the process has ended
-            entries = path.read_text().rpartition(")")[2].split()
-            ticks -= (int(entries[3]) == without) * (int(entries[11]) + int(entries[12]))
-    return ticks / os.sysconf("SC_CLK_TCK")
+        return math.nan
+    own = [text.rpartition(")")[2].split()[11:13] for text in of_session(without, "stat")]  # for users, the system
+    return float(cores_time()[:3].sum() - sum(int(n) for pair in own for n in pair)) / os.sysconf("SC_CLK_TCK")
 
 
 def cores_time() -> np.ndarray:
@@ -357,17 +360,17 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
         runners = launch(who, works, python, folder, left_out)
         for runner in runners:  # warm up
             runner.rounds(per_turn)
-            runner.beside.clear()
         order = np.random.default_rng(0)
         for _ in range(repeats):
             for i in order.permutation(len(runners)):  # nobody always follows the same one, which may still tidy up
                 runners[i].seconds.append(runners[i].rounds(per_turn))
+                runners[i].beside.append(runners[i].others)
         for runner in runners:
             runner.rounds(1)
             runner.finish()
     lines = [{"runner": r.contestant.runner, "label": r.contestant.label, "layout": r.contestant.layout,
               "options": r.contestant.options, "seconds": r.seconds, "startup": r.startup, "peak_mb": r.peak_mb,
-              "beside": r.beside[:repeats], "versions": r.versions} for r in runners]
+              "beside": r.beside, "versions": r.versions} for r in runners]
     for line in lines:
         if max(line["beside"]) > BESIDE:
             share = ", ".join(f"{100 * one:.0f}" for one in line["beside"])
