@@ -41,10 +41,22 @@ sys.path.insert(0, str(HERE / "runners"))
 from common import network  # noqa: E402
 
 # name of a runner -> what pip installs into its environment; None: it runs in fedlib's own
-PACKAGES = {"plain": None, "fedlib": None, "pfl": "pfl", "flower": "flwr[simulation]", "fedlab": "fedlab",
-            "blazefl": "blazefl[contrib,reproducibility]"}
-NAMES = {"plain": "plain loop", "fedlib": "fedlib", "pfl": "pfl-research", "flower": "Flower", "fedlab": "FedLab",
-         "blazefl": "BlazeFL"}
+PACKAGES = {
+    "plain": None,
+    "fedlib": None,
+    "pfl": "pfl",
+    "flower": "flwr[simulation]",
+    "fedlab": "fedlab",
+    "blazefl": "blazefl[contrib,reproducibility]",
+}
+NAMES = {
+    "plain": "plain loop",
+    "fedlib": "fedlib",
+    "pfl": "pfl-research",
+    "flower": "Flower",
+    "fedlab": "FedLab",
+    "blazefl": "BlazeFL",
+}
 # largest relative difference of final weights in float64; pfl-research casts what clients send to float32
 TOLERANCE = {"pfl": 1e-7}
 AS_WRITTEN, CHANNELS_LAST = "as written", "channels-last"
@@ -63,14 +75,21 @@ class Contestant:
 
     @property
     def label(self) -> str:
-        told = [f"{value} {name if value > 1 else name[:-1]}" if isinstance(value, int) else value
-                for name, value in self.options.items()]
+        told = [
+            f"{value} {name if value > 1 else name[:-1]}" if isinstance(value, int) else value
+            for name, value in self.options.items()
+        ]
         return ", ".join([NAMES[self.runner], *told])
 
 
 # Each peer in the settings that were found best on two cores.
-PEERS = (("pfl", {"processes": 2, "threads": 1}), ("blazefl", {"threads": 2}),
-         ("blazefl", {"workers": 2, "threads": 1}), ("fedlab", {"threads": 2}), ("flower", {"actors": 2}))
+PEERS = (
+    ("pfl", {"processes": 2, "threads": 1}),
+    ("blazefl", {"threads": 2}),
+    ("blazefl", {"workers": 2, "threads": 1}),
+    ("fedlab", {"threads": 2}),
+    ("flower", {"actors": 2}),
+)
 
 
 def contestants(layouts: tuple[str, ...], bf16: bool, device: str) -> list[Contestant]:
@@ -81,24 +100,80 @@ def contestants(layouts: tuple[str, ...], bf16: bool, device: str) -> list[Conte
     return ours + [Contestant(runner, layout, options) for layout in layouts for runner, options in others]
 
 
-CIFAR = {"shape": [3, 32, 32], "classes": 10, "clients": 100, "images": 100, "clients_per_round": 10, "batch_size": 20,
-         "local_epochs": 1, "local_steps": None, "lr": 0.05, "seed": 0, "bias": True}
+CIFAR = {
+    "shape": [3, 32, 32],
+    "classes": 10,
+    "clients": 100,
+    "images": 100,
+    "clients_per_round": 10,
+    "batch_size": 20,
+    "local_epochs": 1,
+    "local_steps": None,
+    "lr": 0.05,
+    "seed": 0,
+    "bias": True,
+}
 WORKLOADS = {
-    "small_cnn": {**CIFAR, "title": "small CNN", "channels": [16, 32], "kernel": 3, "hidden": [64],
-                  "rounds_per_turn": 8},
-    "leaf_cnn": {**CIFAR, "title": "LEAF CNN", "channels": [32, 64], "kernel": 5, "hidden": [512],
-                 "rounds_per_turn": 2},
+    "small_cnn": {
+        **CIFAR,
+        "title": "small CNN",
+        "channels": [16, 32],
+        "kernel": 3,
+        "hidden": [64],
+        "rounds_per_turn": 8,
+    },
+    "leaf_cnn": {
+        **CIFAR,
+        "title": "LEAF CNN",
+        "channels": [32, 64],
+        "kernel": 5,
+        "hidden": [512],
+        "rounds_per_turn": 2,
+    },
     "mlp": {**CIFAR, "title": "MLP", "channels": [], "kernel": 0, "hidden": [200, 200], "rounds_per_turn": 10},
-    "logistic": {**CIFAR, "title": "logistic regression", "channels": [], "kernel": 0, "hidden": [],
-                 "rounds_per_turn": 20},
+    "logistic": {
+        **CIFAR,
+        "title": "logistic regression",
+        "channels": [],
+        "kernel": 0,
+        "hidden": [],
+        "rounds_per_turn": 20,
+    },
     # chapter 2, quick preset: one class a client, ten clients of unequal size, all in every round
-    "one_class": {"title": "chapter 2, quick", "data": "digits", "channels": [8, 16], "kernel": 3, "hidden": [32],
-                  "bias": False, "clients": 10, "clients_per_round": 10, "batch_size": 16, "local_steps": 5,
-                  "local_epochs": None, "lr": 0.1, "seed": 0, "rounds_per_turn": 20},
-    "resnet18_gn": {**CIFAR, "title": "ResNet-18 with group norm", "model": "resnet18", "options": {"norm": "group"},
-                    "channels": [], "hidden": []},
-    "transformer": {**CIFAR, "title": "character transformer", "model": "char_transformer", "options": {"dropout": 0.0},
-                    "shape": [80], "classes": 80, "channels": [], "hidden": []},
+    "one_class": {
+        "title": "chapter 2, quick",
+        "data": "digits",
+        "channels": [8, 16],
+        "kernel": 3,
+        "hidden": [32],
+        "bias": False,
+        "clients": 10,
+        "clients_per_round": 10,
+        "batch_size": 16,
+        "local_steps": 5,
+        "local_epochs": None,
+        "lr": 0.1,
+        "seed": 0,
+        "rounds_per_turn": 20,
+    },
+    "resnet18_gn": {
+        **CIFAR,
+        "title": "ResNet-18 with group norm",
+        "model": "resnet18",
+        "options": {"norm": "group"},
+        "channels": [],
+        "hidden": [],
+    },
+    "transformer": {
+        **CIFAR,
+        "title": "character transformer",
+        "model": "char_transformer",
+        "options": {"dropout": 0.0},
+        "shape": [80],
+        "classes": 80,
+        "channels": [],
+        "hidden": [],
+    },
 }
 FOR_A_GPU = ("resnet18_gn", "transformer")
 SWEEP = {"lr": [0.01, 0.03, 0.1, 0.3, 1.0], "seed": [0, 1, 2]}
@@ -107,11 +182,27 @@ SWEEP = {"lr": [0.01, 0.03, 0.1, 0.3, 1.0], "seed": [0, 1, 2]}
 # --- the work ---
 
 
-def prepare(path: Path, workload: dict, *, name: str, rounds: int, layout: str, precision: str = "float32",
-            device: str = "cpu", schedule: bool = True) -> None:
+def prepare(
+    path: Path,
+    workload: dict,
+    *,
+    name: str,
+    rounds: int,
+    layout: str,
+    precision: str = "float32",
+    device: str = "cpu",
+    schedule: bool = True,
+) -> None:
     """Write everything that determines the training to an .npz file."""
-    s = {"images": 100, **workload, "name": name, "rounds": rounds, "layout": layout, "precision": precision,
-         "device": device}
+    s = {
+        "images": 100,
+        **workload,
+        "name": name,
+        "rounds": rounds,
+        "layout": layout,
+        "precision": precision,
+        "device": device,
+    }
     rng = np.random.default_rng(0)
     if "data" in s:
         data = fl.data.load(s["data"])
@@ -128,8 +219,18 @@ def prepare(path: Path, workload: dict, *, name: str, rounds: int, layout: str, 
         torch.manual_seed(s["seed"])
         start = torch.nn.utils.parameters_to_vector(network(s).parameters()).detach().double().numpy()
     cohorts, index, size = draw(s, parts, rounds) if schedule else (np.zeros(0, int),) * 3
-    np.savez(path, settings=np.array(json.dumps(s)), images=images, labels=labels, start=start,
-             parts=np.concatenate(parts), part_sizes=[len(p) for p in parts], cohorts=cohorts, index=index, size=size)
+    np.savez(
+        path,
+        settings=np.array(json.dumps(s)),
+        images=images,
+        labels=labels,
+        start=start,
+        parts=np.concatenate(parts),
+        part_sizes=[len(p) for p in parts],
+        cohorts=cohorts,
+        index=index,
+        size=size,
+    )
 
 
 def draw(s: dict, parts: list[np.ndarray], rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -141,13 +242,17 @@ def draw(s: dict, parts: list[np.ndarray], rounds: int) -> tuple[np.ndarray, np.
     for t in range(rounds):
         rng, K = np.random.default_rng([s["seed"], t]), s["clients_per_round"]
         cohorts.append(np.arange(K) if K == len(parts) else np.sort(rng.choice(len(parts), K, replace=False)))
-        steps += [fl.simulate.local_batches(rng, parts[k], s["batch_size"], local_steps=s["local_steps"],
-                                            local_epochs=s["local_epochs"]) for k in cohorts[-1]]
+        steps += [
+            fl.simulate.local_batches(
+                rng, parts[k], s["batch_size"], local_steps=s["local_steps"], local_epochs=s["local_epochs"]
+            )
+            for k in cohorts[-1]
+        ]
     T = max(map(len, steps))
     index, size = np.zeros((len(steps), T, s["batch_size"]), int), np.zeros((len(steps), T), int)
     for row, batches in enumerate(steps):
         for step, batch in enumerate(batches):
-            index[row, step, :len(batch)], size[row, step] = batch, len(batch)
+            index[row, step, : len(batch)], size[row, step] = batch, len(batch)
     return np.stack(cohorts), index.reshape(rounds, K, T, -1), size.reshape(rounds, K, T)
 
 
@@ -197,18 +302,30 @@ class Runner:
     def __init__(self, contestant: Contestant, work: Path, python: str | None, folder: Path):
         self.contestant, self.seconds, self.beside = contestant, [], []
         self.startup, self.peak_mb, self.others = 0.0, None, math.nan
-        command = [environment(contestant.runner, python), str(HERE / "runners" / f"{contestant.runner}_runner.py"),
-                   str(work)]
+        command = [
+            environment(contestant.runner, python),
+            str(HERE / "runners" / f"{contestant.runner}_runner.py"),
+            str(work),
+        ]
         # a peer must not see the harness's own packages
-        env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-               and (k != "PYTHONPATH" or PACKAGES[contestant.runner] is None)}
+        env = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+            and (k != "PYTHONPATH" or PACKAGES[contestant.runner] is None)
+        }
         env["TQDM_DISABLE"] = "1"
         self.connection, theirs = Pipe()
         self.log = (folder / f"{theirs.fileno()}.{time.time_ns()}.log").open("w+")
         self.started = time.perf_counter()
-        self.process = subprocess.Popen([*command, str(theirs.fileno()), json.dumps(contestant.options)], env=env,
-                                        stdout=self.log, stderr=self.log, pass_fds=[theirs.fileno()],
-                                        start_new_session=True)
+        self.process = subprocess.Popen(
+            [*command, str(theirs.fileno()), json.dumps(contestant.options)],
+            env=env,
+            stdout=self.log,
+            stderr=self.log,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
         theirs.close()  # so that a runner that dies closes the connection
         self.versions = self._hear()
 
@@ -271,8 +388,12 @@ def of_session(session: int, name: str) -> list[str]:
 
 def memory(session: int, entry: str) -> float | None:
     """MB of resident memory, now (VmRSS) or at its peak (VmHWM), of all processes of a session; None without /proc."""
-    found = [int(line.split()[1]) / 1024 for text in of_session(session, "status") for line in text.splitlines()
-             if line.startswith(entry)]
+    found = [
+        int(line.split()[1]) / 1024
+        for text in of_session(session, "status")
+        for line in text.splitlines()
+        if line.startswith(entry)
+    ]
     return sum(found) if found else None
 
 
@@ -290,8 +411,9 @@ def cores_time() -> np.ndarray:
     return np.array(Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9], dtype=int)
 
 
-def launch(who: list[Contestant], works: dict[str, Path], python: str | None, folder: Path,
-           left_out: dict[str, str]) -> list[Runner]:
+def launch(
+    who: list[Contestant], works: dict[str, Path], python: str | None, folder: Path, left_out: dict[str, str]
+) -> list[Runner]:
     """Start the runners, one after the other; those that cannot run are left out, with the reason."""
     runners = []
     for contestant in who:
@@ -309,8 +431,9 @@ def launch(who: list[Contestant], works: dict[str, Path], python: str | None, fo
 # --- what is measured ---
 
 
-def agreement(workloads: dict[str, dict], python: str | None, who: list[Contestant] | None = None,
-              device: str = "cpu") -> dict:
+def agreement(
+    workloads: dict[str, dict], python: str | None, who: list[Contestant] | None = None, device: str = "cpu"
+) -> dict:
     """Train for two rounds in float64; the largest difference from the plain loop, relative to the largest weight.
 
     Raises:
@@ -334,8 +457,10 @@ def agreement(workloads: dict[str, dict], python: str | None, who: list[Contesta
                     difference = np.abs(weights - reference).max() / np.abs(reference).max()
                     differences[f"{contestant.label} ({contestant.layout})"] = float(difference)
                     if difference > TOLERANCE.get(contestant.runner, 1e-12):
-                        raise RuntimeError(f"{contestant.label} has not done the work of {name}: its final weights "
-                                           f"differ by {difference:.1e}")
+                        raise RuntimeError(
+                            f"{contestant.label} has not done the work of {name}: its final weights "
+                            f"differ by {difference:.1e}"
+                        )
             found[name] = differences
             print(name, {label: f"{value:.1e}" for label, value in differences.items()}, flush=True)
     return {"differences": found, "left_out": left_out}
@@ -346,8 +471,9 @@ def layouts_of(workload: dict) -> tuple[str, ...]:
     return (AS_WRITTEN, CHANNELS_LAST) if convolutions else (AS_WRITTEN,)
 
 
-def race(name: str, workload: dict, python: str | None, repeats: int, device: str,
-         who: list[Contestant] | None = None) -> dict:
+def race(
+    name: str, workload: dict, python: str | None, repeats: int, device: str, who: list[Contestant] | None = None
+) -> dict:
     """All contestants on one workload, in turns."""
     per_turn, left_out = workload.get("rounds_per_turn", 1), {}
     rounds = 2 + per_turn * (1 + repeats) + 1  # the last is not timed: after it a runner shuts down beside the others
@@ -368,9 +494,20 @@ def race(name: str, workload: dict, python: str | None, repeats: int, device: st
         for runner in runners:
             runner.rounds(1)
             runner.finish()
-    lines = [{"runner": r.contestant.runner, "label": r.contestant.label, "layout": r.contestant.layout,
-              "options": r.contestant.options, "seconds": r.seconds, "startup": r.startup, "peak_mb": r.peak_mb,
-              "beside": r.beside, "versions": r.versions} for r in runners]
+    lines = [
+        {
+            "runner": r.contestant.runner,
+            "label": r.contestant.label,
+            "layout": r.contestant.layout,
+            "options": r.contestant.options,
+            "seconds": r.seconds,
+            "startup": r.startup,
+            "peak_mb": r.peak_mb,
+            "beside": r.beside,
+            "versions": r.versions,
+        }
+        for r in runners
+    ]
     for line in lines:
         if max(line["beside"]) > BESIDE:
             share = ", ".join(f"{100 * one:.0f}" for one in line["beside"])
@@ -403,11 +540,15 @@ def growth(python: str | None, device: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         turns = {(10, 10): 50, (100, 100): 5, (1000, 1000): 1, (1000, 100): 1}  # about the same time for each
-        runners = {(K, wave): begin(folder, {**small, "clients_per_round": K}, 2 + 5 * n, wave=wave)
-                   for (K, wave), n in turns.items()}
+        runners = {
+            (K, wave): begin(folder, {**small, "clients_per_round": K}, 2 + 5 * n, wave=wave)
+            for (K, wave), n in turns.items()
+        }
         seconds = in_turns(runners, turns)
-        sampled = [{"sampled": K, "wave": wave, "seconds": seconds[K, wave], "peak_mb": runner.peak_mb}
-                   for (K, wave), runner in runners.items()]
+        sampled = [
+            {"sampled": K, "wave": wave, "seconds": seconds[K, wave], "peak_mb": runner.peak_mb}
+            for (K, wave), runner in runners.items()
+        ]
         sweeps = {}
         for name in ("one_class", "small_cnn"):
             turns = {1: 15, 15: 1}
@@ -424,8 +565,13 @@ def growth(python: str | None, device: str) -> dict:
             runner.rounds(18)
             runner.finish()
             by_clients.append({"clients": N, "peak_mb": runner.peak_mb})
-    return {"sampled": sampled, "sweeps": sweeps, "rounds": by_round, "clients": by_clients,
-            "images_per_client": small["images"]}
+    return {
+        "sampled": sampled,
+        "sweeps": sweeps,
+        "rounds": by_round,
+        "clients": by_clients,
+        "images_per_client": small["images"],
+    }
 
 
 # --- output ---
@@ -433,8 +579,13 @@ def growth(python: str | None, device: str) -> dict:
 
 def provenance() -> dict:
     """Machine, date, and how busy the machine was with other things."""
-    return {"hardware": fl.claims.hardware(), "date": datetime.date.today().isoformat(), "load": os.getloadavg()[0],
-            "busy": busy(), "versions": fl.claims.versions()}
+    return {
+        "hardware": fl.claims.hardware(),
+        "date": datetime.date.today().isoformat(),
+        "load": os.getloadavg()[0],
+        "busy": busy(),
+        "versions": fl.claims.versions(),
+    }
 
 
 def busy(seconds: float = 5.0) -> float | None:
@@ -453,10 +604,12 @@ def report(result: dict) -> None:
     for line in lines:
         ratios = [a / b for a, b in zip(line["seconds"], lines[0]["seconds"], strict=True)]
         peak = "" if line["peak_mb"] is None else f"{line['peak_mb']:6.0f} MB"
-        print(f"  {line['label']:34} {line['layout']:14} {1e3 * statistics.median(line['seconds']):8.1f} ms "
-              f"({1e3 * min(line['seconds']):.1f} to {1e3 * max(line['seconds']):.1f})   "
-              f"x{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})  "
-              f"start {line['startup']:5.1f} s {peak}")
+        print(
+            f"  {line['label']:34} {line['layout']:14} {1e3 * statistics.median(line['seconds']):8.1f} ms "
+            f"({1e3 * min(line['seconds']):.1f} to {1e3 * max(line['seconds']):.1f})   "
+            f"x{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})  "
+            f"start {line['startup']:5.1f} s {peak}"
+        )
 
 
 def main() -> None:
@@ -478,8 +631,9 @@ def main() -> None:
         before = provenance()
         if name == "agreement":
             few = {**WORKLOADS["small_cnn"], "images": 50, "clients_per_round": 4}
-            result = agreement({"small_cnn": few, "one_class": WORKLOADS["one_class"]}, given.python,
-                               device=given.device)
+            result = agreement(
+                {"small_cnn": few, "one_class": WORKLOADS["one_class"]}, given.python, device=given.device
+            )
         elif name == "growth":
             result = growth(given.python, given.device)
         else:

@@ -1,7 +1,7 @@
 """Repeat the public address of _config.yml wherever it has to stand: badges, Colab cells, package metadata.
 
-    python book/address.py            rewrite
-    python book/address.py --check    only say where it differs, and exit with 1
+python book/address.py            rewrite
+python book/address.py --check    only say where it differs, and exit with 1
 """
 
 from __future__ import annotations
@@ -34,20 +34,31 @@ def address(root: Path = ROOT) -> tuple[str, str, str]:
 def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str]]:
     """Pairs of a pattern that only ever means our own address, and what must stand there."""
     ours = f"{owner}/{repo}"
-    return [(re.compile(pattern), text) for pattern, text in [
-        # Colab badges and links into the book
-        (rf"https://colab\.research\.google\.com/github/{_REPO}/blob/[^\s\"\\)]+?/book/",
-         f"https://colab.research.google.com/github/{ours}/blob/{branch}/book/"),
-        # installing fedlib alone
-        (rf"git\+https://github\.com/{_REPO}", f"git+https://github.com/{ours}"),
-        # cloning, the badge of the workflow
-        (rf"(git clone[^\n]*? )https://github\.com/{_REPO}", rf"\g<1>https://github.com/{ours}"),
-        (rf"https://github\.com/{_REPO}/actions/workflows/book\.yml", f"https://github.com/{ours}/actions/workflows/book.yml"),
-        # the published pages
-        (rf"https://{_PART}\.github\.io/{_PART}/book/", f"https://{owner}.github.io/{repo}/book/"),
-        # pyproject.toml, CITATION.cff
-        (rf'(?m)^(Repository = |repository-code: )"https://github\.com/{_REPO}"', rf'\g<1>"https://github.com/{ours}"'),
-    ]]
+    return [
+        (re.compile(pattern), text)
+        for pattern, text in [
+            # Colab badges and links into the book
+            (
+                rf"https://colab\.research\.google\.com/github/{_REPO}/blob/[^\s\"\\)]+?/book/",
+                f"https://colab.research.google.com/github/{ours}/blob/{branch}/book/",
+            ),
+            # installing fedlib alone
+            (rf"git\+https://github\.com/{_REPO}", f"git+https://github.com/{ours}"),
+            # cloning, the badge of the workflow
+            (rf"(git clone[^\n]*? )https://github\.com/{_REPO}", rf"\g<1>https://github.com/{ours}"),
+            (
+                rf"https://github\.com/{_REPO}/actions/workflows/book\.yml",
+                f"https://github.com/{ours}/actions/workflows/book.yml",
+            ),
+            # the published pages
+            (rf"https://{_PART}\.github\.io/{_PART}/book/", f"https://{owner}.github.io/{repo}/book/"),
+            # pyproject.toml, CITATION.cff
+            (
+                rf'(?m)^(Repository = |repository-code: )"https://github\.com/{_REPO}"',
+                rf'\g<1>"https://github.com/{ours}"',
+            ),
+        ]
+    ]
 
 
 def files(root: Path = ROOT) -> list[Path]:

@@ -15,10 +15,17 @@ def main() -> None:
     labels = {"FedLN": "LN", "FedFN": "FN", "FedYogi": "FedYogi", "FedAvg": "no norm"}
     with fl.plots.style():
         fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-        for ax, kind, title in zip(axes, ("at the paper's rate", "tuned"),
-                                   ("At the paper's learning rate", "Each at its best learning rate"), strict=True):
-            runs = {label: [pd.DataFrame(run) for run in result["curves"][f"{kind}: {method}"]]
-                    for method, label in labels.items() if f"{kind}: {method}" in result["curves"]}
+        for ax, kind, title in zip(
+            axes,
+            ("at the paper's rate", "tuned"),
+            ("At the paper's learning rate", "Each at its best learning rate"),
+            strict=True,
+        ):
+            runs = {
+                label: [pd.DataFrame(run) for run in result["curves"][f"{kind}: {method}"]]
+                for method, label in labels.items()
+                if f"{kind}: {method}" in result["curves"]
+            }
             ax.set(title=title, ylim=(0, 55))
             fl.plots.curves(runs, scale=100, ylabel="test accuracy (%)", ax=ax)
         axes[1].set_ylabel("")

@@ -41,6 +41,26 @@ from fedlib.explore import explore, explore_runs
 from fedlib.parallel import side_by_side
 from fedlib.simulate import Run, run, sweep
 
-__all__ = ["Run", "algorithms", "chapter", "claims", "cohort", "construct", "data", "domains", "explore",
-           "explore_runs", "measure", "models", "norms", "parallel", "partition", "plots", "run", "side_by_side",
-           "sweep", "texts", "tuning"]
+__all__ = [
+    "Run",
+    "algorithms",
+    "chapter",
+    "claims",
+    "cohort",
+    "construct",
+    "data",
+    "domains",
+    "explore",
+    "explore_runs",
+    "measure",
+    "models",
+    "norms",
+    "parallel",
+    "partition",
+    "plots",
+    "run",
+    "side_by_side",
+    "sweep",
+    "texts",
+    "tuning",
+]

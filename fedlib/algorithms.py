@@ -215,8 +215,17 @@ def scaffold(weighted: bool = False) -> Algorithm:
         return w + update.delta
 
     settings = {"weighted": True} if weighted else {}
-    return Algorithm("SCAFFOLD", settings, direction=(correct, clip, decay), remember=remember, collect=collect,
-                     server=server, client_memory=("c",), server_memory={"c": 0.0}, messages=2)
+    return Algorithm(
+        "SCAFFOLD",
+        settings,
+        direction=(correct, clip, decay),
+        remember=remember,
+        collect=collect,
+        server=server,
+        client_memory=("c",),
+        server_memory={"c": 0.0},
+        messages=2,
+    )
 
 
 def fedavgm(lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
@@ -231,8 +240,9 @@ def fedavgm(lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
     return Algorithm("FedAvgM", {"lr": lr, "momentum": momentum}, server=server, server_memory={"m": 0.0})
 
 
-def _adaptive(name: str, second_moment: Callable, lr: float, beta1: float, beta2: float, tau: float,
-              v0: float | None) -> Algorithm:
+def _adaptive(
+    name: str, second_moment: Callable, lr: float, beta1: float, beta2: float, tau: float, v0: float | None
+) -> Algorithm:
     """FedOpt (Reddi et al. 2021, Algorithm 2); ``second_moment(v, delta^2) -> v``. No bias correction, as there."""
     _positive(lr=lr, tau=tau)
     _fraction(beta1=beta1, beta2=beta2)
@@ -246,14 +256,16 @@ def _adaptive(name: str, second_moment: Callable, lr: float, beta1: float, beta2
     return Algorithm(name, settings, server=server, server_memory={"m": 0.0, "v": tau**2 if v0 is None else v0})
 
 
-def fedadam(lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3,
-            v0: float | None = None) -> Algorithm:
+def fedadam(
+    lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, v0: float | None = None
+) -> Algorithm:
     """Adam on the server: v <- beta2 v + (1 - beta2) delta^2 (Reddi et al. 2021, Algorithm 2; v0 = tau^2)."""
     return _adaptive("FedAdam", lambda v, d2: beta2 * v + (1 - beta2) * d2, lr, beta1, beta2, tau, v0)
 
 
-def fedadam_eps(lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, eps: float = 0.01,
-                eps_decay: float = 1.0) -> Algorithm:
+def fedadam_eps(
+    lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, eps: float = 0.01, eps_decay: float = 1.0
+) -> Algorithm:
     """FedAdam in the form of FedNAR's code (arXiv 2310.03163): w + lr m' / sqrt(v' + eps_t), from m = v = 0.
 
     m <- beta1 m + (1 - beta1) delta and v <- beta2 v + (1 - beta2) delta^2 as in :func:`fedadam`, but then
@@ -277,8 +289,9 @@ def fedadam_eps(lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, eps: f
     return Algorithm("FedAdam", settings, server=server, server_memory={"m": 0.0, "v": 0.0})
 
 
-def fedyogi(lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3,
-            v0: float | None = None) -> Algorithm:
+def fedyogi(
+    lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, v0: float | None = None
+) -> Algorithm:
     """Yogi on the server: v <- v - (1 - beta2) delta^2 sign(v - delta^2) (Reddi et al. 2021, Algorithm 2)."""
     return _adaptive("FedYogi", lambda v, d2: v - (1 - beta2) * d2 * torch.sign(v - d2), lr, beta1, beta2, tau, v0)
 
@@ -298,8 +311,14 @@ def fedexp(eps: float = 1e-3) -> Algorithm:
         update.memory["previous"] = w
         return w + step.clamp(min=1) * update.delta
 
-    return Algorithm("FedExP", {"eps": eps}, collect=collect, server=server, server_memory={"previous": None},
-                     readout=lambda w, memory: (w + memory["previous"]) / 2)
+    return Algorithm(
+        "FedExP",
+        {"eps": eps},
+        collect=collect,
+        server=server,
+        server_memory={"previous": None},
+        readout=lambda w, memory: (w + memory["previous"]) / 2,
+    )
 
 
 def fedlc(tau: float = 1.0) -> Algorithm:
@@ -347,8 +366,9 @@ def feddecorr(weight: float = 0.1) -> Algorithm:
 def _batch_norms(net: nn.Module, method: str) -> dict[str, nn.Module]:
     layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     if not layers:
-        raise ValueError(f"{method}() treats batch-norm layers apart, but this network has none; "
-                         "build it with norm='batch'")
+        raise ValueError(
+            f"{method}() treats batch-norm layers apart, but this network has none; build it with norm='batch'"
+        )
     return layers
 
 
@@ -356,8 +376,11 @@ def fedbn() -> Algorithm:
     """Batch-norm layers, their statistics included, stay on the client (Li et al. 2021, Algorithm 1)."""
 
     def batch_norms(net: nn.Module) -> set[str]:
-        return {f"{layer}.{name}" for layer, m in _batch_norms(net, "fedbn").items()
-                for name in (*dict(m.named_parameters()), *dict(m.named_buffers()))}
+        return {
+            f"{layer}.{name}"
+            for layer, m in _batch_norms(net, "fedbn").items()
+            for name in (*dict(m.named_parameters()), *dict(m.named_buffers()))
+        }
 
     return Algorithm("FedBN", local=batch_norms)
 
@@ -387,19 +410,28 @@ def fednar(base: Algorithm, max_norm: float = 10.0, annealing: float = 1.0) -> A
     _positive(max_norm=max_norm)
     _annealing(annealing=annealing)
     if base.direction[-2:] == (decay, clip):
-        raise ValueError(f"base must not have its weight decay inside the clip already, got {base.name!r}: wrapping "
-                         "FedNAR twice would change nothing but its radius; give the other max_norm to the inner one")
+        raise ValueError(
+            f"base must not have its weight decay inside the clip already, got {base.name!r}: wrapping "
+            "FedNAR twice would change nothing but its radius; give the other max_norm to the inner one"
+        )
     corrections = tuple(step for step in base.direction if step not in (clip, decay))
-    return replace(base, name=f"{base.name} + NAR", direction=(*corrections, decay, clip), max_norm=max_norm,
-                   annealing=annealing, settings={**base.settings, "max_norm": max_norm, "annealing": annealing})
+    return replace(
+        base,
+        name=f"{base.name} + NAR",
+        direction=(*corrections, decay, clip),
+        max_norm=max_norm,
+        annealing=annealing,
+        settings={**base.settings, "max_norm": max_norm, "annealing": annealing},
+    )
 
 
 def silobn() -> Algorithm:
     """Batch-norm statistics stay on the client; scale and shift are shared (Andreux et al. 2020, Section 2.3)."""
 
     def statistics(net: nn.Module) -> set[str]:
-        return {f"{layer}.{name}" for layer, m in _batch_norms(net, "silobn").items()
-                for name in dict(m.named_buffers())}
+        return {
+            f"{layer}.{name}" for layer, m in _batch_norms(net, "silobn").items() for name in dict(m.named_buffers())
+        }
 
     return Algorithm("SiloBN", local=statistics)
 
@@ -454,8 +486,12 @@ def fedwon(agc: float | None = None, standardised: nn.Module | None = None) -> A
                     weight.copy_(standardise_rows(weight, convs[name].gamma, convs[name].eps))
             return {"standardised": torch.einsum("sk,skp->sp", reports.p, W)}
 
-        method = replace(method, settings={**method.settings, "standardised": 1.0}, collect=collect,
-                         server=lambda w, update: update.sums["standardised"])
+        method = replace(
+            method,
+            settings={**method.settings, "standardised": 1.0},
+            collect=collect,
+            server=lambda w, update: update.sums["standardised"],
+        )
     return method
 
 
@@ -467,8 +503,13 @@ def simclr(tau: float = 0.5, smallest: float = 0.2, colour: float = 0.4) -> Algo
     """
     _positive(smallest=smallest)
     _fraction(smallest=smallest, colour=colour)
-    return Algorithm("SimCLR", {"tau": tau, "smallest": smallest, "colour": colour}, objective=contrastive(tau),
-                     view=partial(random_views, smallest=smallest, colour=colour), labels=False)
+    return Algorithm(
+        "SimCLR",
+        {"tau": tau, "smallest": smallest, "colour": colour},
+        objective=contrastive(tau),
+        view=partial(random_views, smallest=smallest, colour=colour),
+        labels=False,
+    )
 
 
 def phases(depth: int, active: int = 1, progressive: bool = False) -> list[list[int]]:
@@ -482,8 +523,9 @@ def phases(depth: int, active: int = 1, progressive: bool = False) -> list[list[
     return [list(range(1 if progressive else end - active + 1, end + 1)) for end in range(active, depth + 1, active)]
 
 
-def layerwise(base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budget: int | None = None,
-              seed: int = 0) -> Algorithm:
+def layerwise(
+    base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budget: int | None = None, seed: int = 0
+) -> Algorithm:
     """Train a deep network a few blocks at a time, with depth dropout if there is a budget.
 
     In phase s = 1, 2, ... of ``rounds`` rounds each, the blocks ``plan[s - 1]`` learn. Those that learned before are
@@ -525,8 +567,10 @@ def layerwise(base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budge
     if budget is not None:
         least = max(2, *(max(active) - len(older) for active, older in zip(plan, droppable, strict=True)))
         if not isinstance(budget, int) or not least <= budget <= depth:
-            raise ValueError(f"budget must be a number of blocks from {least} (block 1 and the newest always run) "
-                             f"to the depth {depth}, got {budget!r}")
+            raise ValueError(
+                f"budget must be a number of blocks from {least} (block 1 and the newest always run) "
+                f"to the depth {depth}, got {budget!r}"
+            )
 
     def begin_round(net: nn.Module, t: int) -> None:
         s = min(t // rounds, len(plan) - 1)
@@ -542,13 +586,26 @@ def layerwise(base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budge
 
     def absent(net: nn.Module) -> set[str]:
         body = _block_body(net, depth)
-        return {f"body.blocks.{i}.{name}" for i, block in enumerate(body.blocks) if i + 1 not in body.running
-                for name, _ in block.named_parameters()}
+        return {
+            f"body.blocks.{i}.{name}"
+            for i, block in enumerate(body.blocks)
+            if i + 1 not in body.running
+            for name, _ in block.named_parameters()
+        }
 
-    settings = {"plan": " | ".join(" ".join(map(str, active)) for active in plan), "rounds": rounds,
-                "budget": budget, "dropout_seed": seed if budget else None}
-    return replace(base, name=f"{base.name}, layer-wise", settings={**base.settings, **settings},
-                   begin_round=begin_round, absent=absent)
+    settings = {
+        "plan": " | ".join(" ".join(map(str, active)) for active in plan),
+        "rounds": rounds,
+        "budget": budget,
+        "dropout_seed": seed if budget else None,
+    }
+    return replace(
+        base,
+        name=f"{base.name}, layer-wise",
+        settings={**base.settings, **settings},
+        begin_round=begin_round,
+        absent=absent,
+    )
 
 
 def _new_blocks(plan: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -569,8 +626,10 @@ def _block_body(net: nn.Module, depth: int) -> BlockBody:
     body = getattr(net, "body", None)
     if not isinstance(body, BlockBody) or len(body.blocks) != depth:
         there = len(body.blocks) if isinstance(body, BlockBody) else "no"
-        raise ValueError(f"the plan is for {depth} blocks, but the network has {there} blocks in a BlockBody; build it "
-                         f"with vit_encoder(..., depth={depth})")
+        raise ValueError(
+            f"the plan is for {depth} blocks, but the network has {there} blocks in a BlockBody; build it "
+            f"with vit_encoder(..., depth={depth})"
+        )
     return body
 
 
@@ -598,8 +657,26 @@ def _annealing(**values: float) -> None:
 
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-    f.__name__: f for f in (fedavg, fedprox, scaffold, fedavgm, fedadam, fedadam_eps, fedyogi, fedexp, fedlc, fedrs,
-                            feddecorr, fedbn, silobn, fixbn, standalone, fedwon, simclr)
+    f.__name__: f
+    for f in (
+        fedavg,
+        fedprox,
+        scaffold,
+        fedavgm,
+        fedadam,
+        fedadam_eps,
+        fedyogi,
+        fedexp,
+        fedlc,
+        fedrs,
+        feddecorr,
+        fedbn,
+        silobn,
+        fixbn,
+        standalone,
+        fedwon,
+        simclr,
+    )
 }
 
 

@@ -41,29 +41,41 @@ class Accept:
 
 def integer(low: int | None = None, high: int | None = None) -> Accept:
     """A whole number in [low, high]; no booleans."""
-    return Accept(lambda v: isinstance(v, int) and not isinstance(v, bool) and _inside(v, low, high),
-                  "a whole number" + _range(low, high))
+    return Accept(
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and _inside(v, low, high),
+        "a whole number" + _range(low, high),
+    )
 
 
 def real(low: float | None = None, high: float | None = None, above: float | None = None) -> Accept:
     """A finite number in [low, high], greater than ``above``; whole numbers too, no booleans."""
+
     def test(v: Any) -> bool:
-        return (isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and _inside(v, low, high)
-                and (above is None or v > above))
+        return (
+            isinstance(v, (int, float))
+            and not isinstance(v, bool)
+            and math.isfinite(v)
+            and _inside(v, low, high)
+            and (above is None or v > above)
+        )
+
     return Accept(test, "a finite number" + (f" above {above}" if above is not None else "") + _range(low, high))
 
 
 def many(item: Any) -> Accept:
     """A non-empty list whose every item is accepted."""
     item = accept(item)
-    return Accept(lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(item.test(i) for i in v),
-                  f"a list, not empty, each of {item.says}")
+    return Accept(
+        lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(item.test(i) for i in v),
+        f"a list, not empty, each of {item.says}",
+    )
 
 
 def some(options: Collection[str]) -> Accept:
     """A list of these words, each or none of them."""
-    return Accept(lambda v: isinstance(v, (list, tuple)) and all(i in options for i in v),
-                  "a list of " + ", ".join(options))
+    return Accept(
+        lambda v: isinstance(v, (list, tuple)) and all(i in options for i in v), "a list of " + ", ".join(options)
+    )
 
 
 def optional(item: Any) -> Accept:
@@ -84,8 +96,10 @@ def accept(spec: Any) -> Accept:
         return Accept(lambda v: isinstance(v, spec), f"a {spec.__name__}")
     if isinstance(spec, Collection) and not isinstance(spec, (str, bytes)):
         allowed = list(spec)
-        return Accept(lambda v: any(type(v) is type(a) and v == a for a in allowed),
-                      "one of " + ", ".join(repr(a) for a in allowed))
+        return Accept(
+            lambda v: any(type(v) is type(a) and v == a for a in allowed),
+            "one of " + ", ".join(repr(a) for a in allowed),
+        )
     raise TypeError(f"a parameter is declared by a type, a collection of values or an Accept, got {spec!r}")
 
 
@@ -182,8 +196,13 @@ def recorded(chapter: str, results: str | Path = "results") -> dict[str, dict]:
     """
     there = load_results(results).get(chapter, {})
     presets = [preset for preset in PRESETS if preset != "quick"]
-    display(Markdown("\n".join(
-        f"- `{preset}`: {provenance(there[preset]) if preset in there else 'not run'}" for preset in presets)))
+    display(
+        Markdown(
+            "\n".join(
+                f"- `{preset}`: {provenance(there[preset]) if preset in there else 'not run'}" for preset in presets
+            )
+        )
+    )
     return {preset: there[preset] for preset in presets if preset in there}
 
 
@@ -199,15 +218,20 @@ def wall_time(started: float, trained: float) -> float:
 
 def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), caption: str | None = None) -> Styler:
     """A small table: numbers with ``digits`` decimals, those of the columns in ``signed`` with their sign."""
+
     def number(sign: str) -> Callable[[float], str]:
         def form(value: float) -> str:
             text = f"{value:{sign}.{digits}f}"
             return typeset(text) if float(text) else text.lstrip("+-")  # a rounded zero has no sign
+
         return form
 
     forms = {column: number("+" if column in signed else "") for column in frame.select_dtypes("number").columns}
-    forms |= {column: lambda value: typeset(value) if isinstance(value, str) else value
-              for column in frame.columns if column not in forms}
+    forms |= {
+        column: lambda value: typeset(value) if isinstance(value, str) else value
+        for column in frame.columns
+        if column not in forms
+    }
     styled = frame.style.format(forms, na_rep="–").set_table_attributes('class="dataframe"')
     return styled.set_caption(caption) if caption else styled
 
@@ -224,13 +248,26 @@ class Verdicts:
         self.claims.append(Claim(id, self.chapter, statement, paper, measured, verdict))
         here = typeset(measured) if isinstance(measured, str) else f"{measured:.4g}"
         kind = verdict.replace(" ", "-")
-        display(Markdown(f'<div class="claim {kind}">\n\n**Claim.** {typeset(statement)}\n\n*Paper:* {typeset(paper)}. '
-                         f'*Here:* {here}. <span class="verdict {kind}">{MARKS[verdict]} {verdict}</span>\n\n</div>'))
+        display(
+            Markdown(
+                f'<div class="claim {kind}">\n\n**Claim.** {typeset(statement)}\n\n*Paper:* {typeset(paper)}. '
+                f'*Here:* {here}. <span class="verdict {kind}">{MARKS[verdict]} {verdict}</span>\n\n</div>'
+            )
+        )
 
     def table(self) -> Styler:
         """All claims, paper beside ours, each verdict in its colour."""
-        frame = pd.DataFrame([{"claim": one.statement, "paper": one.paper, "here": one.measured,
-                               "verdict": f"{MARKS[one.verdict]} {one.verdict}"} for one in self.claims])
+        frame = pd.DataFrame(
+            [
+                {
+                    "claim": one.statement,
+                    "paper": one.paper,
+                    "here": one.measured,
+                    "verdict": f"{MARKS[one.verdict]} {one.verdict}",
+                }
+                for one in self.claims
+            ]
+        )
         kinds = pd.DataFrame({"verdict": ["verdict " + one.verdict.replace(" ", "-") for one in self.claims]})
         return table(frame).hide(axis="index").set_table_attributes('class="dataframe claims"').set_td_classes(kinds)
 

@@ -110,8 +110,13 @@ def beside(paper: Mapping[Any, float | None], ours: Mapping[Any, Any]) -> pd.Dat
         values = np.atleast_1d(np.asarray(ours.get(key, []), dtype=float))
         mean = values.mean() if values.size else math.nan
         theirs = math.nan if theirs is None else float(theirs)
-        rows[key] = {"paper": theirs, "ours": mean, "spread": values.std(ddof=1) if values.size > 1 else math.nan,
-                     "seeds": values.size, "difference": mean - theirs}
+        rows[key] = {
+            "paper": theirs,
+            "ours": mean,
+            "spread": values.std(ddof=1) if values.size > 1 else math.nan,
+            "seeds": values.size,
+            "difference": mean - theirs,
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -217,12 +222,25 @@ def save_results(
     ids = [claim.id for claim in claims]
     if len(set(ids)) < len(ids):
         raise ValueError(f"claim ids must be unique, got {ids}")
-    content = _plain({
-        "name": name, "preset": preset, "seeds": list(seeds), "config": config,
-        "claims": [asdict(claim) for claim in claims], "tables": tables or {}, "curves": curves or {},
-    })
-    content["made"] = _plain({"date": datetime.date.today().isoformat(), "wall_seconds": wall_time,
-                              "hardware": hardware(), "versions": versions()})
+    content = _plain(
+        {
+            "name": name,
+            "preset": preset,
+            "seeds": list(seeds),
+            "config": config,
+            "claims": [asdict(claim) for claim in claims],
+            "tables": tables or {},
+            "curves": curves or {},
+        }
+    )
+    content["made"] = _plain(
+        {
+            "date": datetime.date.today().isoformat(),
+            "wall_seconds": wall_time,
+            "hardware": hardware(),
+            "versions": versions(),
+        }
+    )
     path = Path(folder) / f"{name}.{preset}.json"
     if path.exists() and _same(path, content):
         return path
@@ -304,6 +322,7 @@ def typeset(text: str) -> str:
     Returns:
         For example ``"3·10⁻¹⁶ after 20 rounds, −6.8 %"``, with no-break spaces before ``%`` and around ``±``.
     """
+
     def power(found: re.Match) -> str:
         exponent = str(int(found[2])).translate(_RAISED)
         return found[1] if float(found[1]) == 0 or int(found[2]) == 0 else f"{found[1]}·10{exponent}"
@@ -335,10 +354,23 @@ def scoreboard(folder: str | Path = "results") -> pd.DataFrame:
                 row = rows.setdefault(claim["id"], {"verdict": "not run"})
                 row.update(chapter=claim["chapter"], statement=claim["statement"], paper_says=claim["paper"])
                 if claim["verdict"] != "not run":
-                    row.update({preset: _measured(claim["measured"]), f"{preset}_verdict": claim["verdict"],
-                                "largest": preset, "verdict": claim["verdict"]})
-    columns = ["chapter", "statement", "paper_says", *PRESETS, *(f"{preset}_verdict" for preset in PRESETS),
-               "largest", "verdict"]
+                    row.update(
+                        {
+                            preset: _measured(claim["measured"]),
+                            f"{preset}_verdict": claim["verdict"],
+                            "largest": preset,
+                            "verdict": claim["verdict"],
+                        }
+                    )
+    columns = [
+        "chapter",
+        "statement",
+        "paper_says",
+        *PRESETS,
+        *(f"{preset}_verdict" for preset in PRESETS),
+        "largest",
+        "verdict",
+    ]
     board = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     for column in columns:
         board[column] = board[column].fillna("not run" if "verdict" in column else "")
@@ -354,8 +386,13 @@ def _badge(verdict: str, words: str | None = None) -> str:
     return f'<span class="verdict {kind}"><span aria-hidden="true">{MARKS[verdict]}</span> {words or verdict}</span>'
 
 
-def scoreboard_html(folder: str | Path = "results", *, every_preset: bool = True, link: str = "{}.html",
-                    titles: Mapping[str, str] | None = None) -> str:
+def scoreboard_html(
+    folder: str | Path = "results",
+    *,
+    every_preset: bool = True,
+    link: str = "{}.html",
+    titles: Mapping[str, str] | None = None,
+) -> str:
     """The scoreboard in HTML, one table a chapter to fold and unfold; each claim links to the cell that judges it.
 
     Args:
@@ -368,14 +405,21 @@ def scoreboard_html(folder: str | Path = "results", *, every_preset: bool = True
     board = scoreboard(folder)
     if board.empty:
         return '<p class="scoreboard-empty">No results are recorded yet: run a chapter to fill this table.</p>'
-    return "\n".join(_chapter_html(rows, every_preset, link.format(name), (titles or {}).get(name, name))
-                     for name, rows in board.groupby("chapter"))
+    return "\n".join(
+        _chapter_html(rows, every_preset, link.format(name), (titles or {}).get(name, name))
+        for name, rows in board.groupby("chapter")
+    )
 
 
 def _chapter_html(rows: pd.DataFrame, every_preset: bool, page: str, title: str) -> str:
     presets = [preset for preset in PRESETS if rows[preset].any()] if every_preset else []
-    heads = ["Claim", "Paper", *(f"Ours, {preset}" for preset in presets), *([] if every_preset else ["Ours"]),
-             "Verdict"]
+    heads = [
+        "Claim",
+        "Paper",
+        *(f"Ours, {preset}" for preset in presets),
+        *([] if every_preset else ["Ours"]),
+        "Verdict",
+    ]
     lines = []
     for key, row in rows.iterrows():
         href = html.escape(f"{page}#claim-{key}", quote=True)
@@ -385,12 +429,18 @@ def _chapter_html(rows: pd.DataFrame, every_preset: bool, page: str, title: str)
         lines.append(f'<tr><th scope="row"><a href="{href}">{_text(row["statement"])}</a></th>{body}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     verdicts = rows["verdict"].tolist()
-    counts = " ".join(_badge(kind, f"{verdicts.count(kind)} {_VERBS[kind][verdicts.count(kind) > 1]}")
-                      for kind in VERDICTS if kind in verdicts)
+    counts = " ".join(
+        _badge(kind, f"{verdicts.count(kind)} {_VERBS[kind][verdicts.count(kind) > 1]}")
+        for kind in VERDICTS
+        if kind in verdicts
+    )
     summary = f'<summary><span class="chapter">{html.escape(title)}</span> {counts}</summary>'
-    return (f'<details class="board"{" open" if every_preset else ""}>{summary}\n'
-            f'<table class="scoreboard"><thead><tr>{head}</tr></thead>\n<tbody>\n'
-            + "\n".join(lines) + "\n</tbody></table></details>")
+    return (
+        f'<details class="board"{" open" if every_preset else ""}>{summary}\n'
+        f'<table class="scoreboard"><thead><tr>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(lines)
+        + "\n</tbody></table></details>"
+    )
 
 
 def _text(text: str) -> str:
@@ -408,12 +458,16 @@ def _ours(row: pd.Series, presets: list[str]) -> list[str]:
     cells = []
     for preset in presets:
         differs = row[preset] and row[f"{preset}_verdict"] != row["verdict"]
-        cells.append((_text(row[preset]) or "–") + (f' {_badge(row[f"{preset}_verdict"])}' if differs else ""))
+        cells.append((_text(row[preset]) or "–") + (f" {_badge(row[f'{preset}_verdict'])}" if differs else ""))
     return cells
 
 
-_VERBS = {"holds": ("holds", "hold"), "holds in part": ("holds in part", "hold in part"),
-          "does not hold": ("does not hold", "do not hold"), "not run": ("was not run", "were not run")}
+_VERBS = {
+    "holds": ("holds", "hold"),
+    "holds in part": ("holds in part", "hold in part"),
+    "does not hold": ("does not hold", "do not hold"),
+    "not run": ("was not run", "were not run"),
+}
 
 
 def summary(folder: str | Path = "results") -> str:

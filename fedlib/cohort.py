@@ -84,8 +84,9 @@ class Layout:
         A unit is one index of a weight's first dimension (an output channel, a neuron), or a parameter of fewer than
         two dimensions as a whole (a bias, the scale of a norm).
         """
-        sizes = [[shape[1:].numel()] * shape[0] if len(shape) > 1 else [shape.numel()]
-                 for shape in self.parameters.values()]
+        sizes = [
+            [shape[1:].numel()] * shape[0] if len(shape) > 1 else [shape.numel()] for shape in self.parameters.values()
+        ]
         return torch.tensor(list(itertools.chain.from_iterable(sizes)))
 
     def frozen(self, module: nn.Module) -> Tensor | None:
@@ -216,9 +217,22 @@ class Trainer:
         autocast: dtype of autocast, or None.
     """
 
-    def __init__(self, module: nn.Module, objective: Objective, direction: Sequence[Transformation], *,
-                 plain: bool, images: Tensor, labels: Tensor, normalisation: tuple | None, padding: int = 4,
-                 engine: str = "clients", chunk: int = 16, workers: int = 1, autocast: torch.dtype | None = None):
+    def __init__(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        direction: Sequence[Transformation],
+        *,
+        plain: bool,
+        images: Tensor,
+        labels: Tensor,
+        normalisation: tuple | None,
+        padding: int = 4,
+        engine: str = "clients",
+        chunk: int = 16,
+        workers: int = 1,
+        autocast: torch.dtype | None = None,
+    ):
         self.layout = Layout(module)
         self.direction, self.plain = tuple(direction), plain
         self.text = images.dim() == 2
@@ -300,8 +314,17 @@ class Trainer:
         self.map(work, self.losses)
         return losses
 
-    def _in_memory(self, train: Callable, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor,
-                   batches: Batches, local: Local, losses: Tensor) -> None:
+    def _in_memory(
+        self,
+        train: Callable,
+        loss_of: _LocalLoss,
+        rows: slice,
+        W: Tensor,
+        buffers: Tensor,
+        batches: Batches,
+        local: Local,
+        losses: Tensor,
+    ) -> None:
         """Train the rows together; if the device's memory does not hold that, from the start in two halves."""
         size = rows.stop - rows.start
         before = (W[rows].clone(), buffers[rows].clone()) if size > 1 else ()
@@ -314,8 +337,11 @@ class Trainer:
         W[rows], buffers[rows], losses[rows] = *before, 0.0
         half = (size + 1) // 2
         if half < self.chunk:
-            warnings.warn(f"the memory of {W.device} does not hold the training of {size} clients together: from here "
-                          f"on {half} at a time", stacklevel=2)
+            warnings.warn(
+                f"the memory of {W.device} does not hold the training of {size} clients together: from here "
+                f"on {half} at a time",
+                stacklevel=2,
+            )
             self.chunk = half
         if W.is_cuda:
             torch.cuda.empty_cache()
@@ -327,8 +353,7 @@ class Trainer:
         with one_thread(self.images.device):
             return list((self.pool.map if self.pool else map)(function, items))
 
-    def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int | slice,
-               size: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int | slice, size: int) -> tuple[Tensor, Tensor]:
         """Images, float (..., B, C, H, W) on the device, and labels (..., B) of some steps.
 
         Of a text, int64 (..., B, L) instead.
@@ -370,8 +395,16 @@ class Trainer:
                 G = G.masked_fill(self.frozen, 0)
         W.sub_(local.lr * G)
 
-    def _train_client(self, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor, batches: Batches,
-                      local: Local, losses: Tensor) -> None:
+    def _train_client(
+        self,
+        loss_of: _LocalLoss,
+        rows: slice,
+        W: Tensor,
+        buffers: Tensor,
+        batches: Batches,
+        local: Local,
+        losses: Tensor,
+    ) -> None:
         r, row, local = rows.start, W[rows], local.take(rows)
         parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
         learning = [p for p in parameters if p.requires_grad]
@@ -393,8 +426,16 @@ class Trainer:
                 self._step(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), row, local)
         losses[r] = total
 
-    def _train_stacked(self, loss_of: _LocalLoss, rows: slice, W: Tensor, buffers: Tensor, batches: Batches,
-                       local: Local, losses: Tensor) -> None:
+    def _train_stacked(
+        self,
+        loss_of: _LocalLoss,
+        rows: slice,
+        W: Tensor,
+        buffers: Tensor,
+        batches: Batches,
+        local: Local,
+        losses: Tensor,
+    ) -> None:
         taken: dict[tuple[int, ...], Local] = {}
         for t, sizes in enumerate(batches.size):
             # Rows with batches of the same size go together: padding would disturb batch statistics.
@@ -407,14 +448,25 @@ class Trainer:
                 if not isinstance(members, slice):
                     W[members] = here
 
-    def _stacked_step(self, loss_of: _LocalLoss, W: Tensor, buffers: Tensor, members: slice | Tensor,
-                      batches: Batches, local: Local, t: int, size: int) -> Tensor:
+    def _stacked_step(
+        self,
+        loss_of: _LocalLoss,
+        W: Tensor,
+        buffers: Tensor,
+        members: slice | Tensor,
+        batches: Batches,
+        local: Local,
+        t: int,
+        size: int,
+    ) -> Tensor:
         x, y = self._batch(batches, members, t, size)
         # Copies, because vmap's batch norm updates a buffer in place only if its rows are contiguous.
         stats = [b.clone() for b in self.layout.buffer_views(buffers[members])]
         # .data, unlike detach(), does not share a version counter with the rows that other threads are changing.
-        parameters = [v.requires_grad_(p.requires_grad)
-                      for v, p in zip(self.layout.views(W.data), loss_of.net.parameters(), strict=True)]
+        parameters = [
+            v.requires_grad_(p.requires_grad)
+            for v, p in zip(self.layout.views(W.data), loss_of.net.parameters(), strict=True)
+        ]
 
         def loss_of_row(tensors: list[Tensor], x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
             return torch.func.functional_call(loss_of, dict(zip(self.names, tensors, strict=True)), (x, y, counts))
@@ -442,8 +494,9 @@ class _Graphs:
     def __init__(self):
         self.graph, self.key, self.last, self.inputs, self.losses, self.possible = None, None, None, [], None, True
 
-    def __call__(self, train: Callable[..., Tensor], W: Tensor, buffers: Tensor, batches: Batches,
-                 local: Local) -> Tensor:
+    def __call__(
+        self, train: Callable[..., Tensor], W: Tensor, buffers: Tensor, batches: Batches, local: Local
+    ) -> Tensor:
         tensors = [W, buffers, *_leaves(batches), *_leaves(local)]
         key = (str(batches.size), *[t.shape for t in tensors])
         again, self.last = key == self.last, key
@@ -477,8 +530,11 @@ class _Graphs:
 
 def _stage(net: nn.Module) -> list:
     """What decides which operations a training step consists of, beside the shapes."""
-    return [[m.training for m in net.modules()], [p.requires_grad for p in net.parameters()],
-            [tuple(m.running) for m in net.modules() if isinstance(m, BlockBody)]]
+    return [
+        [m.training for m in net.modules()],
+        [p.requires_grad for p in net.parameters()],
+        [tuple(m.running) for m in net.modules() if isinstance(m, BlockBody)],
+    ]
 
 
 def _with_zeros(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:

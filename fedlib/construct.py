@@ -33,8 +33,10 @@ TRIES = 8  # fresh starts before giving up
 ROUNDING = torch.finfo(torch.float64).eps
 
 # (3, 2), orthonormal, both columns orthogonal to (1, 1, 1): LN(PLANE u) = sqrt(3) PLANE u / ||u|| for u in R^2.
-PLANE = torch.tensor([[1 / math.sqrt(2), 1 / math.sqrt(6)], [-1 / math.sqrt(2), 1 / math.sqrt(6)],
-                      [0.0, -2 / math.sqrt(6)]], dtype=torch.float64)
+PLANE = torch.tensor(
+    [[1 / math.sqrt(2), 1 / math.sqrt(6)], [-1 / math.sqrt(2), 1 / math.sqrt(6)], [0.0, -2 / math.sqrt(6)]],
+    dtype=torch.float64,
+)
 
 
 def classifier(points: Tensor, labels: Tensor, classes: int | None = None, seed: int = 0) -> nn.Sequential:
@@ -65,8 +67,10 @@ def classifier(points: Tensor, labels: Tensor, classes: int | None = None, seed:
             return net
     i, j = _closest(points, labels)
     apart, radius = (points[i] - points[j]).norm().item(), (points - points.mean(0)).norm(dim=1).max().item()
-    raise ValueError(f"points: found no network that float64 can evaluate on all of them in {TRIES} tries; points {i} "
-                     f"and {j} have different labels and lie {apart:.1e} apart, in a cloud of radius {radius:.1e}")
+    raise ValueError(
+        f"points: found no network that float64 can evaluate on all of them in {TRIES} tries; points {i} "
+        f"and {j} have different labels and lie {apart:.1e} apart, in a cloud of radius {radius:.1e}"
+    )
 
 
 def _right(net: nn.Module, points: Tensor, labels: Tensor) -> bool:
@@ -126,8 +130,10 @@ def _build(points: Tensor, labels: Tensor, classes: int, rng: torch.Generator) -
         lift, shift, phi, merged, error = _best_fold(t, labels, cluster, error, rng)
         cluster = torch.where(cluster == merged[1], merged[0], cluster)
         up = torch.stack([lift * w, torch.zeros_like(w)])  # t -> (lift t + shift, 1)
-        layers += [_linear(PLANE @ up, PLANE @ torch.stack([lift * b + shift, torch.ones_like(b)])),
-                   GroupedLayerNorm(3, 1, affine=False, eps=0.0)]
+        layers += [
+            _linear(PLANE @ up, PLANE @ torch.stack([lift * b + shift, torch.ones_like(b)])),
+            GroupedLayerNorm(3, 1, affine=False, eps=0.0),
+        ]
         h = layers[-1](layers[-2](h))
         w, b = _rescaled(h, PLANE @ torch.stack([phi.cos(), phi.sin()]) / math.sqrt(3))
     return nn.Sequential(*layers, _read_intervals(t, labels, classes, w, b))
@@ -211,11 +217,15 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 def _checked(points: Tensor, labels: Tensor, classes: int | None) -> tuple[Tensor, Tensor, int]:
     """Refuse what cannot be classified; points in float64, labels, the number of classes."""
     if points.dim() != 2 or not points.is_floating_point() or 0 in points.shape or not points.isfinite().all():
-        raise ValueError(f"points must be a finite float matrix (m, n), not empty; got {tuple(points.shape)}, "
-                         f"{points.dtype}, {int((~points.isfinite()).sum())} entries not finite")
+        raise ValueError(
+            f"points must be a finite float matrix (m, n), not empty; got {tuple(points.shape)}, "
+            f"{points.dtype}, {int((~points.isfinite()).sum())} entries not finite"
+        )
     if labels.shape != points.shape[:1] or labels.dtype != torch.int64 or labels.min() < 0:
-        raise ValueError(f"labels must be int64, 0 or more, one for each of the {len(points)} points; got "
-                         f"{tuple(labels.shape)}, {labels.dtype}")
+        raise ValueError(
+            f"labels must be int64, 0 or more, one for each of the {len(points)} points; got "
+            f"{tuple(labels.shape)}, {labels.dtype}"
+        )
     classes = int(labels.max()) + 1 if classes is None else classes
     if labels.max() >= classes:
         raise ValueError(f"labels go up to {int(labels.max())}, but classes={classes}")
@@ -224,8 +234,10 @@ def _checked(points: Tensor, labels: Tensor, classes: int | None) -> tuple[Tenso
     clash = (same[:, None] == same) & (labels[:, None] != labels)
     if clash.any():
         i, j = clash.nonzero()[0].tolist()
-        raise ValueError(f"points {i} and {j} are equal but have the labels {int(labels[i])} and {int(labels[j])}: no "
-                         "function can give one point two labels")
+        raise ValueError(
+            f"points {i} and {j} are equal but have the labels {int(labels[i])} and {int(labels[j])}: no "
+            "function can give one point two labels"
+        )
     return points, labels, classes
 
 

@@ -72,18 +72,32 @@ class Data:
 
     def __repr__(self) -> str:
         if self.is_text:
-            return (f"Data({self.name!r}: {len(self.y_train):,} training and {len(self.y_test):,} test windows of "
-                    f"{self.shape[0]} characters on {self.x_train.device}; {self.num_classes} different characters, "
-                    f"{len(self.domains)} domain{'s' * (len(self.domains) != 1)})")
+            return (
+                f"Data({self.name!r}: {len(self.y_train):,} training and {len(self.y_test):,} test windows of "
+                f"{self.shape[0]} characters on {self.x_train.device}; {self.num_classes} different characters, "
+                f"{len(self.domains)} domain{'s' * (len(self.domains) != 1)})"
+            )
         shown = ", ".join(self.classes[:10]) + (", ..." if self.num_classes > 10 else "")
         c, h, w = self.shape
-        return (f"Data({self.name!r}: {len(self.y_train):,} training and {len(self.y_test):,} test images, "
-                f"{c}x{h}x{w} uint8 on {self.x_train.device}; {self.num_classes} classes: {shown}"
-                + (f"; {len(self.domains)} domains: {', '.join(self.domains)}" if self.domains else "") + ")")
+        return (
+            f"Data({self.name!r}: {len(self.y_train):,} training and {len(self.y_test):,} test images, "
+            f"{c}x{h}x{w} uint8 on {self.x_train.device}; {self.num_classes} classes: {shown}"
+            + (f"; {len(self.domains)} domains: {', '.join(self.domains)}" if self.domains else "")
+            + ")"
+        )
 
 
-def from_arrays(name: str, x_train, y_train, x_test, y_test, classes: Sequence[str] | None = None,
-                domains: Sequence[str] = (), domain_train=None, domain_test=None) -> Data:
+def from_arrays(
+    name: str,
+    x_train,
+    y_train,
+    x_test,
+    y_test,
+    classes: Sequence[str] | None = None,
+    domains: Sequence[str] = (),
+    domain_train=None,
+    domain_test=None,
+) -> Data:
     """Check arrays and make a `Data` of them.
 
     x_*: uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 (read as (N, H, W, C) where both fit).
@@ -93,22 +107,30 @@ def from_arrays(name: str, x_train, y_train, x_test, y_test, classes: Sequence[s
     labels of different number, training and test images of different shape, a domain without images.
     """
     x = {"x_train": _checked_images(name, "x_train", x_train), "x_test": _checked_images(name, "x_test", x_test)}
-    y = {"y_train": _checked_labels(name, "y_train", y_train, len(x["x_train"])),
-         "y_test": _checked_labels(name, "y_test", y_test, len(x["x_test"]))}
+    y = {
+        "y_train": _checked_labels(name, "y_train", y_train, len(x["x_train"])),
+        "y_test": _checked_labels(name, "y_test", y_test, len(x["x_test"])),
+    }
     if x["x_train"].shape[1:] != x["x_test"].shape[1:]:
-        raise ValueError(f"{name}: x_train holds images of (H, W, C) = {x['x_train'].shape[1:]}, x_test of "
-                         f"{x['x_test'].shape[1:]}; they must have the same shape")
+        raise ValueError(
+            f"{name}: x_train holds images of (H, W, C) = {x['x_train'].shape[1:]}, x_test of "
+            f"{x['x_test'].shape[1:]}; they must have the same shape"
+        )
     largest = int(y["y_train"].max())
     if classes is None:
         if largest >= len(y["y_train"]):  # a stray label would otherwise make a classifier of millions of classes
-            raise ValueError(f"{name}: y_train has label {largest} but only {len(y['y_train'])} images; labels must be "
-                             f"0..classes-1 (or give `classes`)")
+            raise ValueError(
+                f"{name}: y_train has label {largest} but only {len(y['y_train'])} images; labels must be "
+                f"0..classes-1 (or give `classes`)"
+            )
         classes = [str(c) for c in range(largest + 1)]
     classes = tuple(str(c) for c in classes)
     for key, labels in y.items():
         if int(labels.max()) >= len(classes):
-            raise ValueError(f"{name}: {key} has label {int(labels.max())}, out of range: {len(classes)} classes take "
-                             f"labels 0..{len(classes) - 1}")
+            raise ValueError(
+                f"{name}: {key} has label {int(labels.max())}, out of range: {len(classes)} classes take "
+                f"labels 0..{len(classes) - 1}"
+            )
     mean, std = _moments(x["x_train"])
     tensors = {key: torch.from_numpy(images).permute(0, 3, 1, 2) for key, images in x.items()}
     tensors |= {key: torch.from_numpy(labels) for key, labels in y.items()}
@@ -124,13 +146,16 @@ def _checked_domains(name: str, domains: tuple[str, ...], y: dict, domain_train,
         if extra:
             raise ValueError(f"{name}: {extra[0]} needs `domains`, the names of the domains")
         return {}
-    checked = {key: _checked_labels(name, key, value, len(y[key.replace("domain", "y")]))
-               for key, value in given.items()}
+    checked = {
+        key: _checked_labels(name, key, value, len(y[key.replace("domain", "y")])) for key, value in given.items()
+    }
     for key, values in checked.items():
         found = np.bincount(values, minlength=len(domains))
         if len(found) > len(domains):
-            raise ValueError(f"{name}: {key} has domain {len(found) - 1}, out of range: {len(domains)} domains are "
-                             f"numbered 0..{len(domains) - 1}")
+            raise ValueError(
+                f"{name}: {key} has domain {len(found) - 1}, out of range: {len(domains)} domains are "
+                f"numbered 0..{len(domains) - 1}"
+            )
         if not found.all():
             raise ValueError(f"{name}: {key} has no image of domain {domains[int(found.argmin())]!r}")
     return {"domains": domains} | {key: torch.from_numpy(values) for key, values in checked.items()}
@@ -145,15 +170,18 @@ def _checked_images(name: str, key: str, x) -> np.ndarray:
     """Images as a C-contiguous uint8 array (N, H, W, C)."""
     x = np.asarray(x)
     if x.dtype != np.uint8:
-        raise ValueError(f"{name}: {key} must be uint8 (pixel values 0..255), found {x.dtype} of shape {x.shape}"
-                         f"{_nan_note(x)}")
+        raise ValueError(
+            f"{name}: {key} must be uint8 (pixel values 0..255), found {x.dtype} of shape {x.shape}{_nan_note(x)}"
+        )
     if x.ndim == 3:
         x = x[..., None]
     elif x.ndim == 4 and x.shape[3] not in (1, 3) and x.shape[1] in (1, 3):
         x = x.transpose(0, 2, 3, 1)
     if x.ndim != 4 or x.shape[3] not in (1, 3) or 0 in x.shape:
-        raise ValueError(f"{name}: {key} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 and "
-                         f"no empty dimension, found {np.shape(x)}")
+        raise ValueError(
+            f"{name}: {key} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 and "
+            f"no empty dimension, found {np.shape(x)}"
+        )
     return np.require(x, requirements=["C", "W"])  # torch shares the memory and wants it writable
 
 
@@ -161,8 +189,9 @@ def _checked_labels(name: str, key: str, y, count: int) -> np.ndarray:
     """Labels as an int64 array (count,)."""
     y = np.asarray(y)
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError(f"{name}: {key} must be a 1-D array of integers, found {y.dtype} of shape {y.shape}"
-                         f"{_nan_note(y)}")
+        raise ValueError(
+            f"{name}: {key} must be a 1-D array of integers, found {y.dtype} of shape {y.shape}{_nan_note(y)}"
+        )
     if len(y) != count:
         raise ValueError(f"{name}: {key} has {len(y)} labels but x_{key.rsplit('_', 1)[1]} has {count} images")
     y = np.require(y, dtype=np.int64, requirements=["C", "W"])
@@ -179,7 +208,7 @@ def _moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     counts = np.zeros((x.shape[3], 256))
     for start in range(0, len(x), 1000):
         for channel in range(x.shape[3]):
-            counts[channel] += np.bincount(x[start:start + 1000, ..., channel].ravel(), minlength=256)
+            counts[channel] += np.bincount(x[start : start + 1000, ..., channel].ravel(), minlength=256)
     level = np.arange(256) / 255
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ level
@@ -210,8 +239,12 @@ def some(data: Data, images: int | None = None, test_images: int | None = None, 
     return dataclasses.replace(data, **changed)
 
 
-def prepare(x_uint8: torch.Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-            dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def prepare(
+    x_uint8: torch.Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """(x / 255 - mean) / std per channel, as `dtype`. Without mean and std: x / 255, in [0, 1].
 
     x_uint8: uint8 (..., C, H, W), any device; the memory format stays. mean, std: one float a channel.
@@ -232,8 +265,9 @@ def prepare(x_uint8: torch.Tensor, mean: Sequence[float] | None = None, std: Seq
 
 
 @functools.lru_cache(maxsize=64)  # so that a GPU batch does not wait for six numbers to be copied there
-def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], channels: int, device: torch.device,
-                      dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _scale_and_offset(
+    mean: tuple[float, ...], std: tuple[float, ...], channels: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"mean and std need one value for each of {channels} channels, got {mean} and {std}")
     if not np.isfinite(mean + std).all() or min(std) <= 0:
@@ -283,8 +317,10 @@ def distort(x: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
     """
     batch = tuple(x.shape[:-3])
     if x.ndim < 4 or not x.is_floating_point() or tuple(view.shape) != (*batch, 7):
-        raise ValueError(f"x must be float (..., B, C, H, W) and view (..., B, 7); got {x.dtype} of shape "
-                         f"{tuple(x.shape)} and view of shape {tuple(view.shape)}")
+        raise ValueError(
+            f"x must be float (..., B, C, H, W) and view (..., B, 7); got {x.dtype} of shape "
+            f"{tuple(x.shape)} and view of shape {tuple(view.shape)}"
+        )
     images = x.flatten(0, -4)
     row, column, height, width, brightness, contrast, saturation = view.reshape(-1, 7).to(x.dtype).unbind(1)
     zero = torch.zeros_like(row)
@@ -298,8 +334,9 @@ def distort(x: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
     return (mean + contrast * (out - mean) + brightness).view(x.shape)
 
 
-def random_views(rng: np.random.Generator, shape: Sequence[int], smallest: float = 0.2,
-                 colour: float = 0.4) -> np.ndarray:
+def random_views(
+    rng: np.random.Generator, shape: Sequence[int], smallest: float = 0.2, colour: float = 0.4
+) -> np.ndarray:
     """float32 ``(*shape, 7)``, what `distort` takes, drawn as SimCLR does (arXiv 2002.05709, appendix A).
 
     The box holds a share of the image's area between `smallest` and 1, its sides in a ratio between 3/4 and 4/3 (closer
@@ -328,8 +365,10 @@ def _check_augment(x: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor, pad
     if tuple(flip.shape) != batch or flip.dtype != torch.bool:
         raise ValueError(f"flip must be bool of shape {batch}, got {flip.dtype} of shape {tuple(flip.shape)}")
     if shift.device.type == "cpu" and shift.numel() and not 0 <= int(shift.min()) <= int(shift.max()) <= 2 * padding:
-        raise ValueError(f"shift must lie in [0, {2 * padding}] (twice the padding), got values "
-                         f"{int(shift.min())}..{int(shift.max())}")
+        raise ValueError(
+            f"shift must lie in [0, {2 * padding}] (twice the padding), got values "
+            f"{int(shift.min())}..{int(shift.max())}"
+        )
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------
@@ -339,9 +378,11 @@ LOADERS: dict[str, Callable[..., Data]] = {}  # name -> function (root, download
 
 def register(name: str) -> Callable:
     """Decorator: make a function ``(root: Path, download: bool, **options) -> Data`` known to `load` as `name`."""
+
     def add(loader):
         LOADERS[name] = loader
         return loader
+
     return add
 
 
@@ -368,8 +409,10 @@ def load(name: str | os.PathLike, root: str | os.PathLike | None = None, downloa
     if name not in LOADERS:
         close = difflib.get_close_matches(str(name).lower().replace("-", "_"), LOADERS, n=2, cutoff=0.5)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"unknown data set {str(name)!r}.{hint} There are: {', '.join(LOADERS)}, or the path of an "
-                         f".npz file with {', '.join(KEYS)}")
+        raise ValueError(
+            f"unknown data set {str(name)!r}.{hint} There are: {', '.join(LOADERS)}, or the path of an "
+            f".npz file with {', '.join(KEYS)}"
+        )
     return _call(functools.partial(LOADERS[name], data_root(root), download), str(name), options)
 
 
@@ -378,8 +421,9 @@ def _call(loader: Callable[..., Data], name: str, options: dict) -> Data:
         inspect.signature(loader).bind(**options)
     except TypeError:
         known = [p.name for p in inspect.signature(loader).parameters.values() if p.name not in ("root", "download")]
-        raise TypeError(f"{name} takes {'the options ' + ', '.join(known) if known else 'no options'}, got "
-                        f"{', '.join(options)}") from None
+        raise TypeError(
+            f"{name} takes {'the options ' + ', '.join(known) if known else 'no options'}, got {', '.join(options)}"
+        ) from None
     return loader(**options)
 
 
@@ -410,12 +454,16 @@ def read_archive(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
             for key in keys:
                 arrays[key] = archive[key]
     except KeyError as error:
-        raise ValueError(f"{path}: no array {key!r}; it holds {', '.join(archive.files) or 'nothing'} and must hold "
-                         f"{', '.join(keys)}") from error
+        raise ValueError(
+            f"{path}: no array {key!r}; it holds {', '.join(archive.files) or 'nothing'} and must hold "
+            f"{', '.join(keys)}"
+        ) from error
     except Exception as error:  # a damaged archive fails in many ways: BadZipFile, zlib.error, EOFError, ...
         where = f" (array {key!r})" if key else ""
-        raise ValueError(f"{path}: cannot be read as an .npz file{where}: {error}. If it is a file that fedlib made, "
-                         f"delete it and load again") from error
+        raise ValueError(
+            f"{path}: cannot be read as an .npz file{where}: {error}. If it is a file that fedlib made, "
+            f"delete it and load again"
+        ) from error
     return arrays
 
 
@@ -444,7 +492,7 @@ def _digits(root: Path, download: bool) -> Data:
     test = np.zeros(len(y), dtype=bool)
     for c in range(10):
         members = np.flatnonzero(y == c)
-        test[rng.permutation(members)[:round(0.2 * len(members))]] = True
+        test[rng.permutation(members)[: round(0.2 * len(members))]] = True
     return from_arrays("digits", x[~test], y[~test], x[test], y[test], classes=DIGITS)
 
 
@@ -454,6 +502,7 @@ def _digits(root: Path, download: bool) -> Data:
 def _idx_arrays(root: Path, download: bool, dataset: str) -> dict[str, np.ndarray]:
     """MNIST and its kin, from the IDX files in <root>/<dataset>/raw; torchvision checks the md5 of downloads."""
     import torchvision.datasets
+
     arrays = {}
     for split in ("train", "test"):
         found = getattr(torchvision.datasets, dataset)(str(root), train=split == "train", download=download)
@@ -464,6 +513,7 @@ def _idx_arrays(root: Path, download: bool, dataset: str) -> dict[str, np.ndarra
 def _usps_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
     import torchvision.datasets
     from torchvision.datasets.utils import download_url
+
     arrays = {}
     for split in ("train", "test"):
         if download:  # torchvision's USPS trusts whatever file is there; this fetches anew what fails its md5
@@ -480,6 +530,7 @@ def _svhn_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise ImportError("the data set 'svhn' needs scipy to read .mat files: pip install scipy") from error
     import torchvision.datasets
+
     arrays = {}
     for split in ("train", "test"):
         found = torchvision.datasets.SVHN(str(root), split=split, download=download)
@@ -487,14 +538,16 @@ def _svhn_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _cifar_arrays(root: Path, download: bool, url: str, md5: str, train: Sequence[str], test: Sequence[str],
-                  label_bytes: int) -> dict[str, np.ndarray]:
+def _cifar_arrays(
+    root: Path, download: bool, url: str, md5: str, train: Sequence[str], test: Sequence[str], label_bytes: int
+) -> dict[str, np.ndarray]:
     """CIFAR from its authors' binary archive: records of 1 (or 2: coarse, fine) label bytes and 3x32x32 pixel bytes.
 
     torchvision's own CIFAR classes unpickle the Python version of the archive once its md5 fits. An md5 guards against
     accidents, not against intent, so the binary version, the same images in plain records, is used instead.
     """
     from torchvision.datasets.utils import check_integrity, download_url
+
     archive = root / url.rsplit("/", 1)[1]
     if download:
         download_url(url, str(root), archive.name, md5)
@@ -533,9 +586,12 @@ def _load_public(name: str, root: Path, download: bool) -> Data:
         raise (OSError if download else FileNotFoundError)(
             f"data set {name!r} {what} ({str(error).strip()}). To place it by hand, put {', '.join(public.files)} "
             f"from {public.url} into {root.absolute()}, or a file {name}.npz with {', '.join(KEYS)} (images uint8 "
-            f"(N, H, W, C)). For another folder give root=... or set FEDLIB_DATA") from error
-    arrays = {key: np.ascontiguousarray(array, dtype=np.uint8 if key.startswith("x") else np.int64)
-              for key, array in arrays.items()}
+            f"(N, H, W, C)). For another folder give root=... or set FEDLIB_DATA"
+        ) from error
+    arrays = {
+        key: np.ascontiguousarray(array, dtype=np.uint8 if key.startswith("x") else np.int64)
+        for key, array in arrays.items()
+    }
     arrays = {key: array[..., None] if array.ndim == 3 else array for key, array in arrays.items()}
     data = from_arrays(name, **arrays, classes=public.classes)
     keep_archive(name, cache, arrays)
@@ -546,45 +602,76 @@ def keep_archive(name: str, cache: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         _write_npz(cache, arrays)
     except OSError as error:
-        warnings.warn(f"{name} is loaded, but could not be kept as {cache} ({error}); it will be decoded again next "
-                      f"time", stacklevel=3)
+        warnings.warn(
+            f"{name} is loaded, but could not be kept as {cache} ({error}); it will be decoded again next time",
+            stacklevel=3,
+        )
 
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR100 = tuple("""
+CIFAR100 = tuple(
+    """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
     castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
     elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
     man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
     pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
     skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
-    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split())
+    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
+)
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 KRIZ = "https://www.cs.toronto.edu/~kriz/"
 
 PUBLIC = {
     "mnist": _Public(
-        functools.partial(_idx_arrays, dataset="MNIST"), "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        tuple(f"MNIST/raw/{file}" for file in IDX_FILES), DIGITS),
+        functools.partial(_idx_arrays, dataset="MNIST"),
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        tuple(f"MNIST/raw/{file}" for file in IDX_FILES),
+        DIGITS,
+    ),
     "fashion_mnist": _Public(
-        functools.partial(_idx_arrays, dataset="FashionMNIST"), "https://github.com/zalandoresearch/fashion-mnist",
-        tuple(f"FashionMNIST/raw/{file}" for file in IDX_FILES), FASHION),
+        functools.partial(_idx_arrays, dataset="FashionMNIST"),
+        "https://github.com/zalandoresearch/fashion-mnist",
+        tuple(f"FashionMNIST/raw/{file}" for file in IDX_FILES),
+        FASHION,
+    ),
     "usps": _Public(
-        _usps_arrays, "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps",
-        ("usps.bz2", "usps.t.bz2"), DIGITS),
+        _usps_arrays,
+        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps",
+        ("usps.bz2", "usps.t.bz2"),
+        DIGITS,
+    ),
     "svhn": _Public(
-        _svhn_arrays, "http://ufldl.stanford.edu/housenumbers/", ("train_32x32.mat", "test_32x32.mat"), DIGITS),
+        _svhn_arrays, "http://ufldl.stanford.edu/housenumbers/", ("train_32x32.mat", "test_32x32.mat"), DIGITS
+    ),
     "cifar10": _Public(
-        functools.partial(_cifar_arrays, url=KRIZ + "cifar-10-binary.tar.gz", md5="c32a1d4ab5d03f1284b67883e8d87530",
-                          train=[f"cifar-10-batches-bin/data_batch_{k}.bin" for k in range(1, 6)],
-                          test=["cifar-10-batches-bin/test_batch.bin"], label_bytes=1),
-        KRIZ + "cifar.html", ("cifar-10-binary.tar.gz",), CIFAR10),
+        functools.partial(
+            _cifar_arrays,
+            url=KRIZ + "cifar-10-binary.tar.gz",
+            md5="c32a1d4ab5d03f1284b67883e8d87530",
+            train=[f"cifar-10-batches-bin/data_batch_{k}.bin" for k in range(1, 6)],
+            test=["cifar-10-batches-bin/test_batch.bin"],
+            label_bytes=1,
+        ),
+        KRIZ + "cifar.html",
+        ("cifar-10-binary.tar.gz",),
+        CIFAR10,
+    ),
     "cifar100": _Public(
-        functools.partial(_cifar_arrays, url=KRIZ + "cifar-100-binary.tar.gz", md5="03b5dce01913d631647c71ecec9e9cb8",
-                          train=["cifar-100-binary/train.bin"], test=["cifar-100-binary/test.bin"], label_bytes=2),
-        KRIZ + "cifar.html", ("cifar-100-binary.tar.gz",), CIFAR100),
+        functools.partial(
+            _cifar_arrays,
+            url=KRIZ + "cifar-100-binary.tar.gz",
+            md5="03b5dce01913d631647c71ecec9e9cb8",
+            train=["cifar-100-binary/train.bin"],
+            test=["cifar-100-binary/test.bin"],
+            label_bytes=2,
+        ),
+        KRIZ + "cifar.html",
+        ("cifar-100-binary.tar.gz",),
+        CIFAR100,
+    ),
 }
 for _name in PUBLIC:
     register(_name)(functools.partial(_load_public, _name))

@@ -32,8 +32,19 @@ from fedlib.data import (
 
 DIGIT_DOMAINS = ("plain", "photo", "street", "type", "faint")
 DIGITS_FIVE = ("mnist", "svhn", "usps", "syn", "mnistm")
-FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSansMono.ttf",
-         "STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "cmr10.ttf", "cmss10.ttf", "cmtt10.ttf")
+FONTS = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Italic.ttf",
+    "DejaVuSansMono.ttf",
+    "STIXGeneral.ttf",
+    "STIXGeneralBol.ttf",
+    "STIXGeneralItalic.ttf",
+    "cmr10.ttf",
+    "cmss10.ttf",
+    "cmtt10.ttf",
+)
 
 
 @register("digit_domains")
@@ -57,7 +68,7 @@ def _digit_domains(root: Path, download: bool, *, train: int | None = None, seed
     ink = F.interpolate(small, size=(16, 16), mode="bilinear").squeeze(1).numpy()  # (N, 16, 16), 0 paper, 1 ink
     order = rng.permutation(len(ink))
     count = len(ink) // 4
-    parts = [order[i * count:(i + 1) * count] for i in range(4)]
+    parts = [order[i * count : (i + 1) * count] for i in range(4)]
     own = dict(zip(("plain", "photo", "street", "faint"), parts, strict=True))
     styles = {"plain": _plain_style, "photo": _photo_style, "street": _street_style, "faint": _faint_style}
     x, y, domain = [], [], []
@@ -66,8 +77,16 @@ def _digit_domains(root: Path, download: bool, *, train: int | None = None, seed
         drawn = _printed(y[-1], rng) if name == "type" else styles[name](ink[own[name]], rng)
         x.append(np.rint(255 * drawn.clip(0, 1)).astype(np.uint8))
         domain.append(np.full(count, number))
-    return _split_domains("digit_domains", np.concatenate(x), np.concatenate(y), np.concatenate(domain), DIGITS,
-                          DIGIT_DOMAINS, test_share=1 / 3, train=train)
+    return _split_domains(
+        "digit_domains",
+        np.concatenate(x),
+        np.concatenate(y),
+        np.concatenate(domain),
+        DIGITS,
+        DIGIT_DOMAINS,
+        test_share=1 / 3,
+        train=train,
+    )
 
 
 def _plain_style(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -112,6 +131,7 @@ def _printed(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(N,) digits -> (N, 16, 16, 3): each in a random font, size, place, angle and pair of colours, dark on light."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     drawn = np.empty((len(labels), 16, 16, 3))
     for i, label in enumerate(labels):
@@ -126,9 +146,17 @@ def _printed(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return drawn
 
 
-def _split_domains(name: str, x: np.ndarray, y: np.ndarray, domain: np.ndarray, classes: Sequence[str],
-                   domains: Sequence[str], test_share: float, train: int | None = None,
-                   chosen: Sequence[str] | None = None) -> Data:
+def _split_domains(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    domain: np.ndarray,
+    classes: Sequence[str],
+    domains: Sequence[str],
+    test_share: float,
+    train: int | None = None,
+    chosen: Sequence[str] | None = None,
+) -> Data:
     """Within each domain ceil(test_share * n) images for testing, classes in proportion; the same split for everyone.
 
     train: images for training kept of each domain; all of them when left out. chosen: domains kept, in this order.
@@ -141,8 +169,9 @@ def _split_domains(name: str, x: np.ndarray, y: np.ndarray, domain: np.ndarray, 
         test = _stratified(y[members], math.ceil(test_share * len(members)))
         rest = members[~test]
         if train is not None and not 1 <= train <= len(rest):
-            raise ValueError(f"train must be between 1 and {len(rest)}, the training images of domain {domain_name!r}, "
-                             f"got {train!r}")
+            raise ValueError(
+                f"train must be between 1 and {len(rest)}, the training images of domain {domain_name!r}, got {train!r}"
+            )
         split["test"].append(members[test])
         split["train"].append(rest if train is None else rest[_stratified(y[rest], train)])
     arrays = {}
@@ -157,7 +186,7 @@ def _stratified(labels: np.ndarray, count: int) -> np.ndarray:
     held = np.bincount(labels)
     exact = held * count / len(labels)
     taken = np.floor(exact).astype(int)
-    taken[np.argsort(taken - exact, kind="stable")[:count - taken.sum()]] += 1
+    taken[np.argsort(taken - exact, kind="stable")[: count - taken.sum()]] += 1
     rank = np.empty(len(labels), dtype=int)
     for c in range(len(held)):
         members = np.flatnonzero(labels == c)
@@ -166,8 +195,9 @@ def _stratified(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 @register("digits_five")
-def _digits_five(root: Path, download: bool, *, size: int = 28, train: int | None = None,
-                 domains: Sequence[str] = DIGITS_FIVE) -> Data:
+def _digits_five(
+    root: Path, download: bool, *, size: int = 28, train: int | None = None, domains: Sequence[str] = DIGITS_FIVE
+) -> Data:
     """Digits-Five: MNIST, SVHN, USPS, SynthDigits ("syn") and MNIST-M, as `size` x `size` colour images.
 
     <root>/digits_five/NAME.npz is used for each domain where it is there (arrays as for `read_npz`). For MNIST, SVHN
@@ -187,24 +217,32 @@ def _digits_five(root: Path, download: bool, *, size: int = 28, train: int | Non
         except (OSError, ImportError) as error:
             missing[name] = str(error)
     if missing:
-        told = (f"digits_five: {', '.join(missing)} not found, left out; put x_train, y_train, x_test, y_test (images "
-                f"uint8, (N, H, W, 3)) into {(root / 'digits_five').absolute()}/NAME.npz. "
-                + "; ".join(f"{name}: {reason.split('. ')[0]}" for name, reason in missing.items()))
+        told = (
+            f"digits_five: {', '.join(missing)} not found, left out; put x_train, y_train, x_test, y_test (images "
+            f"uint8, (N, H, W, 3)) into {(root / 'digits_five').absolute()}/NAME.npz. "
+            + "; ".join(f"{name}: {reason.split('. ')[0]}" for name, reason in missing.items())
+        )
         if len(found) < 2:
             raise FileNotFoundError(told)
         warnings.warn(told, stacklevel=3)
     arrays = {key: [] for key in KEYS + DOMAIN_KEYS}
     for d, (name, part) in enumerate(found.items()):
         if train is not None and not 1 <= train <= len(part["y_train"]):
-            raise ValueError(f"train must be between 1 and {len(part['y_train'])}, the training images of domain "
-                             f"{name!r}, got {train!r}")
+            raise ValueError(
+                f"train must be between 1 and {len(part['y_train'])}, the training images of domain "
+                f"{name!r}, got {train!r}"
+            )
         for split, count in (("train", train), ("test", None)):
             kept = slice(None) if count is None else _stratified(part[f"y_{split}"], count)
             arrays[f"x_{split}"].append(_colour(part[f"x_{split}"][kept], size))
             arrays[f"y_{split}"].append(part[f"y_{split}"][kept])
             arrays[f"domain_{split}"].append(np.full(len(arrays[f"y_{split}"][-1]), d))
-    return from_arrays("digits_five", **{key: np.concatenate(parts) for key, parts in arrays.items()}, classes=DIGITS,
-                       domains=tuple(found))
+    return from_arrays(
+        "digits_five",
+        **{key: np.concatenate(parts) for key, parts in arrays.items()},
+        classes=DIGITS,
+        domains=tuple(found),
+    )
 
 
 def _one_of_five(name: str, root: Path, download: bool) -> dict[str, np.ndarray]:
@@ -245,14 +283,24 @@ DOMAIN_SETS = {
     "office_caltech_10": _Folders(("amazon", "caltech", "dslr", "webcam"), "https://github.com/med-air/FedBN"),
     "pacs": _Folders(("art_painting", "cartoon", "photo", "sketch"), "https://huggingface.co/datasets/flwrlabs/pacs"),
     "domainnet": _Folders(
-        ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"), "http://ai.bu.edu/M3SDA/",
-        ("bird", "feather", "headphones", "ice_cream", "teapot", "tiger", "whale", "windmill", "wine_glass", "zebra")),
+        ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
+        "http://ai.bu.edu/M3SDA/",
+        ("bird", "feather", "headphones", "ice_cream", "teapot", "tiger", "whale", "windmill", "wine_glass", "zebra"),
+    ),
 }
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def _load_folders(name: str, root: Path, download: bool, *, size: int = 64, train: int | None = None,
-                  domains: Sequence[str] | None = None, max_unreadable: float = 0.01) -> Data:
+def _load_folders(
+    name: str,
+    root: Path,
+    download: bool,
+    *,
+    size: int = 64,
+    train: int | None = None,
+    domains: Sequence[str] | None = None,
+    max_unreadable: float = 0.01,
+) -> Data:
     """A data set of `DOMAIN_SETS`: <root>/<name>/DOMAIN/CLASS/*.jpg, decoded once and kept as <name>.<size>px.npz.
 
     size: images become `size` x `size`, whatever their shape. train: images for training of each domain (all).
@@ -270,31 +318,48 @@ def _load_folders(name: str, root: Path, download: bool, *, size: int = 64, trai
         files, classes = _listing(name, folder, known.domains, known.classes)
         listing = hashlib.sha256("".join(f"{f} {f.stat().st_size}\n" for f, _, _ in files).encode()).hexdigest()
         if arrays is None or str(arrays["listing"]) != listing:  # nothing decoded yet, or from other images
-            arrays = _decode(files, size) | {"domains": np.array(known.domains), "classes": np.array(classes),
-                                             "listing": np.array(listing)}
+            arrays = _decode(files, size) | {
+                "domains": np.array(known.domains),
+                "classes": np.array(classes),
+                "listing": np.array(listing),
+            }
             _check_unreadable(name, arrays["unreadable"], len(files), max_unreadable)
             keep_archive(name, cache, arrays)
     elif arrays is None:
-        raise FileNotFoundError(f"data set {name!r} is not here: put its images from {known.url} into "
-                                f"{folder.absolute()}, as {known.domains[0]}/CLASS/NAME.jpg and so on for "
-                                f"{', '.join(known.domains[1:])}. For another folder give root=... or set FEDLIB_DATA")
+        raise FileNotFoundError(
+            f"data set {name!r} is not here: put its images from {known.url} into "
+            f"{folder.absolute()}, as {known.domains[0]}/CLASS/NAME.jpg and so on for "
+            f"{', '.join(known.domains[1:])}. For another folder give root=... or set FEDLIB_DATA"
+        )
     bad = arrays["unreadable"]
     _check_unreadable(name, bad, len(arrays["y"]) + len(bad), max_unreadable)
     if len(bad):
         warnings.warn(f"{name}: {len(bad)} images cannot be read and are left out: {_some(bad)}", stacklevel=3)
-    return _split_domains(name, arrays["x"], arrays["y"], arrays["domain"], arrays["classes"].tolist(), known.domains,
-                          test_share=0.2, train=train, chosen=domains)
+    return _split_domains(
+        name,
+        arrays["x"],
+        arrays["y"],
+        arrays["domain"],
+        arrays["classes"].tolist(),
+        known.domains,
+        test_share=0.2,
+        train=train,
+        chosen=domains,
+    )
 
 
-def _listing(name: str, folder: Path, domains: Sequence[str],
-             wanted: Sequence[str] | None) -> tuple[list[tuple[Path, int, int]], list[str]]:
+def _listing(
+    name: str, folder: Path, domains: Sequence[str], wanted: Sequence[str] | None
+) -> tuple[list[tuple[Path, int, int]], list[str]]:
     """(file, class, domain) of all images in a fixed order, and the classes. Refuses domains that do not match."""
     classes = {}
     for domain in domains:
         if not (folder / domain).is_dir():
             there = sorted(p.name for p in folder.iterdir() if p.is_dir())
-            raise FileNotFoundError(f"{name}: no folder for domain {domain!r} in {folder.absolute()}; there are "
-                                    f"{', '.join(there) or 'none'}")
+            raise FileNotFoundError(
+                f"{name}: no folder for domain {domain!r} in {folder.absolute()}; there are "
+                f"{', '.join(there) or 'none'}"
+            )
         classes[domain] = {p.name for p in (folder / domain).iterdir() if p.is_dir()}
         if not classes[domain]:
             raise ValueError(f"{name}: the folder of domain {domain!r} is empty; it must hold one folder per class")
@@ -302,15 +367,18 @@ def _listing(name: str, folder: Path, domains: Sequence[str],
     for domain, found in classes.items():
         if expected - found:
             lacking = _some(sorted(expected - found))
-            raise ValueError(f"{name}: domain {domain!r} has no folder for class(es) {lacking}, "
-                             f"which {'are needed' if wanted else 'its siblings have'}")
+            raise ValueError(
+                f"{name}: domain {domain!r} has no folder for class(es) {lacking}, "
+                f"which {'are needed' if wanted else 'its siblings have'}"
+            )
     files = []
     for d, domain in enumerate(domains):
         for c, label in enumerate(sorted(expected)):
             inside = sorted(p for p in (folder / domain / label).iterdir() if p.suffix.lower() in PHOTOGRAPHS)
             if not inside:
-                raise ValueError(f"{name}: no images in {folder.absolute() / domain / label} (accepted: "
-                                 f"{', '.join(PHOTOGRAPHS)})")
+                raise ValueError(
+                    f"{name}: no images in {folder.absolute() / domain / label} (accepted: {', '.join(PHOTOGRAPHS)})"
+                )
             files += [(path, c, d) for path in inside]
     return files, sorted(expected)
 
@@ -318,6 +386,7 @@ def _listing(name: str, folder: Path, domains: Sequence[str],
 def _decode(files: Sequence[tuple[Path, int, int]], size: int) -> dict[str, np.ndarray]:
     """x uint8 (N, size, size, 3), y, domain int64 (N,) of the images that can be read; the others' names."""
     from PIL import Image
+
     x, y, domain, unreadable = [], [], [], []
     for path, label, number in files:
         try:
@@ -328,14 +397,20 @@ def _decode(files: Sequence[tuple[Path, int, int]], size: int) -> dict[str, np.n
             continue
         y.append(label)
         domain.append(number)
-    return {"x": np.stack(x) if x else np.zeros((0, size, size, 3), np.uint8), "y": np.array(y, dtype=np.int64),
-            "domain": np.array(domain, dtype=np.int64), "unreadable": np.array(unreadable, dtype=str)}
+    return {
+        "x": np.stack(x) if x else np.zeros((0, size, size, 3), np.uint8),
+        "y": np.array(y, dtype=np.int64),
+        "domain": np.array(domain, dtype=np.int64),
+        "unreadable": np.array(unreadable, dtype=str),
+    }
 
 
 def _check_unreadable(name: str, unreadable: Sequence[str], total: int, most: float) -> None:
     if len(unreadable) > most * total:
-        raise ValueError(f"{name}: {len(unreadable)} of {total} images cannot be read ({_some(unreadable)}), more than "
-                         f"max_unreadable={most:g} allows")
+        raise ValueError(
+            f"{name}: {len(unreadable)} of {total} images cannot be read ({_some(unreadable)}), more than "
+            f"max_unreadable={most:g} allows"
+        )
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

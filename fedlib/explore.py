@@ -34,8 +34,10 @@ def encode(figure) -> tuple[str, bytes]:
     flat = image.quantize(_COLOURS)
     tries = [("image/png", flat, {"format": "PNG", "optimize": True})]
     if features.check("webp"):
-        tries += [("image/webp", flat.convert("RGB"), {"format": "WEBP", "lossless": True, "method": 4}),
-                  ("image/webp", image, {"format": "WEBP", "quality": 80, "method": 4})]
+        tries += [
+            ("image/webp", flat.convert("RGB"), {"format": "WEBP", "lossless": True, "method": 4}),
+            ("image/webp", image, {"format": "WEBP", "quality": 80, "method": 4}),
+        ]
     encoded = []
     for mime, picture, options in tries:
         out = io.BytesIO()
@@ -140,13 +142,25 @@ def explore_runs(
 
     def draw(**setting):
         key = tuple(setting[name] for name in names)
-        near = {(other, label): run for other, curves in runs.items() for label, run in curves.items()
-                if other[:place] + other[place + 1:] == key[:place] + key[place + 1:]}
+        near = {
+            (other, label): run
+            for other, curves in runs.items()
+            for label, run in curves.items()
+            if other[:place] + other[place + 1 :] == key[:place] + key[place + 1 :]
+        }
         figure, ax = plt.subplots(figsize=(6.4, 3.6))
         chosen = [pair for pair in near if pair[0] == key]
         if near:
-            plots.highlight(ax, near, chosen, x, y, scale=scale, look=lambda pair: plots.line_style(pair[1]),
-                            name=lambda pair: pair[1] if pair[0] == key else "_")
+            plots.highlight(
+                ax,
+                near,
+                chosen,
+                x,
+                y,
+                scale=scale,
+                look=lambda pair: plots.line_style(pair[1]),
+                name=lambda pair: pair[1] if pair[0] == key else "_",
+            )
         ax.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim, title=words(**setting))
         ax.margins(x=0)
         plots.label_lines(ax)
@@ -248,8 +262,10 @@ class Explorer:
         text = self.alt(**setting) if callable(self.alt) else f"{self.alt} Setting: {self._words(setting)}."
         kind = "explore-frame photo" if self.photo else "explore-frame"
         source = base64.b64encode(data).decode()
-        return (f'<img class="{kind}" alt="{html.escape(text, quote=True)}" width="{width}" height="{height}" '
-                f'style="width:100%;max-width:640px;height:auto" src="data:{mime};base64,{source}">')
+        return (
+            f'<img class="{kind}" alt="{html.escape(text, quote=True)}" width="{width}" height="{height}" '
+            f'style="width:100%;max-width:640px;height:auto" src="data:{mime};base64,{source}">'
+        )
 
     # ---- widgets
 
@@ -263,8 +279,16 @@ class Explorer:
             options = [(_show(value), index) for index, value in enumerate(values)]
             at = values.index(self.settings[self.first][name])
             extra = {"continuous_update": True} if kind is w.SelectionSlider else {}
-            controls.append(kind(options=options, index=at, description=self.labels[name],
-                                 style={"description_width": "initial"}, layout=w.Layout(width="auto"), **extra))
+            controls.append(
+                kind(
+                    options=options,
+                    index=at,
+                    description=self.labels[name],
+                    style={"description_width": "initial"},
+                    layout=w.Layout(width="auto"),
+                    **extra,
+                )
+            )
         return controls
 
     def _linked(self):
@@ -275,7 +299,7 @@ class Explorer:
         level = [w.HTML(frame) for frame in self.frames]
         for control, values in zip(reversed(controls), reversed(list(self.grid.values())), strict=True):
             size = len(values)
-            level = [w.Stack(level[i:i + size], selected_index=control.index) for i in range(0, len(level), size)]
+            level = [w.Stack(level[i : i + size], selected_index=control.index) for i in range(0, len(level), size)]
             for stack in level:
                 w.jslink((control, "index"), (stack, "selected_index"))
         return self._box(controls, level[0])
@@ -311,9 +335,14 @@ class Explorer:
     def _ipython_display_(self):
         from IPython.display import display
 
-        bundle = {"text/plain": f"Explorer of {', '.join(self.labels.values())}",
-                  "application/vnd.jupyter.widget-view+json":
-                      {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}}
+        bundle = {
+            "text/plain": f"Explorer of {', '.join(self.labels.values())}",
+            "application/vnd.jupyter.widget-view+json": {
+                "version_major": 2,
+                "version_minor": 0,
+                "model_id": self.widget.model_id,
+            },
+        }
         if self.first in self._pictures:  # for PDF and GitHub, which cannot show the widget
             bundle["image/png"] = base64.b64encode(self._pictures[self.first]).decode()
         display(bundle, raw=True)

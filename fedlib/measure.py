@@ -18,9 +18,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Memory", "accuracy", "class_weight_norms", "effective_rank", "feature_norms", "features",
-           "features_by_depth", "hessian_nonlinearity", "linear_probe", "ln_nonlinearity", "lssr", "margins",
-           "nonlinearity_ratio", "per_class_accuracy", "singular_values", "ssr", "training_flops", "training_memory"]
+__all__ = [
+    "Memory",
+    "accuracy",
+    "class_weight_norms",
+    "effective_rank",
+    "feature_norms",
+    "features",
+    "features_by_depth",
+    "hessian_nonlinearity",
+    "linear_probe",
+    "ln_nonlinearity",
+    "lssr",
+    "margins",
+    "nonlinearity_ratio",
+    "per_class_accuracy",
+    "singular_values",
+    "ssr",
+    "training_flops",
+    "training_memory",
+]
 
 BATCH = 256  # a few hundred images fit the caches of a CPU
 
@@ -79,8 +96,10 @@ def singular_values(features: torch.Tensor, normalise: bool = True) -> torch.Ten
     are all zero give zeros. Raises ValueError unless `features` is a finite matrix.
     """
     if features.dim() != 2 or not features.isfinite().all():
-        raise ValueError(f"features must be a finite (N, d) matrix; got shape {tuple(features.shape)}, "
-                         f"{int((~features.isfinite()).sum())} entries not finite.")
+        raise ValueError(
+            f"features must be a finite (N, d) matrix; got shape {tuple(features.shape)}, "
+            f"{int((~features.isfinite()).sum())} entries not finite."
+        )
     values = torch.linalg.svdvals(features.double())
     return values / values[0] if normalise and values[0] > 0 else values
 
@@ -128,8 +147,10 @@ def lssr(x: torch.Tensor, y: torch.Tensor) -> float:
 def _scatter(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Deviations of the points from their mean, and from the mean of their class: (m, d) each, float64."""
     if x.dim() != 2 or not x.is_floating_point() or not x.isfinite().all():
-        raise ValueError(f"x must be a finite float matrix (m, d); got {tuple(x.shape)}, {x.dtype}, "
-                         f"{int((~x.isfinite()).sum())} entries not finite.")
+        raise ValueError(
+            f"x must be a finite float matrix (m, d); got {tuple(x.shape)}, {x.dtype}, "
+            f"{int((~x.isfinite()).sum())} entries not finite."
+        )
     _check_labels(x, y, max(int(y.max()) + 1 if y.numel() else 0, 1))
     x = x.double()
     total, within = x - x.mean(0), x.clone()
@@ -158,8 +179,9 @@ def ln_nonlinearity(x: torch.Tensor, groups: int = 1) -> float:
     for groups that do not divide d or are constant. Source: arXiv 2406.01255 has the measure; derived in chapter 6.
     """
     if x.dim() != 1 or groups < 1 or len(x) % groups or len(x) // groups < 2:
-        raise ValueError(f"groups must divide the entries of x (d,) into two or more each; got {groups} for "
-                         f"{tuple(x.shape)}.")
+        raise ValueError(
+            f"groups must divide the entries of x (d,) into two or more each; got {groups} for {tuple(x.shape)}."
+        )
     parts = x.reshape(groups, -1)
     c, variance = parts.shape[1], parts.var(1, correction=0)
     if not (variance > 0).all():
@@ -314,7 +336,8 @@ def _in_batches(model: nn.Module, function: Callable[[torch.Tensor], torch.Tenso
 
 def _check_labels(x: torch.Tensor, y: torch.Tensor, num_classes: int) -> None:
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(f"y must be int64 with one label for each of the {len(x)} samples; "
-                         f"got {tuple(y.shape)}, {y.dtype}.")
+        raise ValueError(
+            f"y must be int64 with one label for each of the {len(x)} samples; got {tuple(y.shape)}, {y.dtype}."
+        )
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
         raise ValueError(f"y must lie in [0, {num_classes}); got labels from {int(y.min())} to {int(y.max())}.")

@@ -28,10 +28,37 @@ from fedlib.norms import (
     relu_gain,
 )
 
-__all__ = ["MODELS", "NORMS", "AttentionBlock", "BlockBody", "CharacterBody", "Classifier", "InvertedResidual",
-           "PreNormBlock", "ResidualBlock", "Style", "alexnet", "build", "char_transformer", "cnn", "digits_cnn",
-           "leaf_cnn", "ln_net", "mlp", "mobilenet_v2", "parameters", "plain_twin", "resnet18", "resnet20", "slim_cnn",
-           "slim_digits_cnn", "small_char_transformer", "small_cnn", "vit_encoder", "vit_tiny"]
+__all__ = [
+    "MODELS",
+    "NORMS",
+    "AttentionBlock",
+    "BlockBody",
+    "CharacterBody",
+    "Classifier",
+    "InvertedResidual",
+    "PreNormBlock",
+    "ResidualBlock",
+    "Style",
+    "alexnet",
+    "build",
+    "char_transformer",
+    "cnn",
+    "digits_cnn",
+    "leaf_cnn",
+    "ln_net",
+    "mlp",
+    "mobilenet_v2",
+    "parameters",
+    "plain_twin",
+    "resnet18",
+    "resnet20",
+    "slim_cnn",
+    "slim_digits_cnn",
+    "small_char_transformer",
+    "small_cnn",
+    "vit_encoder",
+    "vit_tiny",
+]
 
 Shape = tuple[int, int, int]
 NORMS = (*KINDS, "wsconv")  # wsconv: no norm, and every convolution a ScaledWSConv2d
@@ -139,8 +166,9 @@ class Style:
         spatial = isinstance(linear, nn.Conv2d)
         channels = linear.out_channels if spatial else linear.out_features
         kind = self.kind(last)
-        norm = norm_layer(kind, channels, spatial=spatial, affine=self.affine, groups=self.groups, size=self.size,
-                          eps=self.eps)
+        norm = norm_layer(
+            kind, channels, spatial=spatial, affine=self.affine, groups=self.groups, size=self.size, eps=self.eps
+        )
         norm = [] if kind == "none" else [(f"norm{index}", norm)]
         act = [] if self.slope == 1 else [(f"act{index}", self.activation())]
         pool = [(f"pool{index}", pool)] if pool else []
@@ -173,8 +201,9 @@ def ln_net(shape: Shape, classes: int, norm: str = "layer", width: int = 64, dep
     return _classifier(shape, classes, _style(norm, options, ["width", "depth"]), hidden=(width,) * depth)
 
 
-def cnn(shape: Shape, classes: int, norm: str = "none", variant: str = "table", width: int = 64, hidden: int = 384,
-        **style) -> Classifier:
+def cnn(
+    shape: Shape, classes: int, norm: str = "none", variant: str = "table", width: int = 64, hidden: int = 384, **style
+) -> Classifier:
     """The CNN of arXiv 2308.09565, which its table 7 and its code give differently; `style` as in `Style`.
 
     "table"  conv 5x5, 64 - pool - conv 5x5, 64 - pool - dense 384 - head; d = 384; 725,440 weights
@@ -187,8 +216,14 @@ def cnn(shape: Shape, classes: int, norm: str = "none", variant: str = "table", 
     """
     check_choice("variant", variant, ("table", "code"))
     dense = (hidden,) if variant == "table" else (hidden, hidden // 2)
-    return _classifier(shape, classes, _style(norm, style, ["variant", "width", "hidden"]),
-                       channels=(width, width), kernel=5, hidden=dense)
+    return _classifier(
+        shape,
+        classes,
+        _style(norm, style, ["variant", "width", "hidden"]),
+        channels=(width, width),
+        kernel=5,
+        hidden=dense,
+    )
 
 
 def slim_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 16, hidden: int = 64, **style) -> Classifier:
@@ -197,14 +232,22 @@ def slim_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 16, hi
     Padding 1, no biases, the order of layers of `cnn`; 13,584 weights for 10 classes of 1x8x8 images. `style` as in
     `Style`. Images must be 4 pixels high and wide at least.
     """
-    return _classifier(shape, classes, _style(norm, style), channels=(width, 2 * width), kernel=3, padding=1,
-                       hidden=(hidden,))
+    return _classifier(
+        shape, classes, _style(norm, style), channels=(width, 2 * width), kernel=3, padding=1, hidden=(hidden,)
+    )
 
 
 def small_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 16, hidden: int = 64, **style) -> Classifier:
     """conv 3x3, 16 - pool - conv 3x3, 32 - pool - dense 64 - head, padding 1, with biases; `style` as in `Style`."""
-    return _classifier(shape, classes, _style(norm, {"bias": True, **style}), channels=(width, 2 * width), kernel=3,
-                       padding=1, hidden=(hidden,))
+    return _classifier(
+        shape,
+        classes,
+        _style(norm, {"bias": True, **style}),
+        channels=(width, 2 * width),
+        kernel=3,
+        padding=1,
+        hidden=(hidden,),
+    )
 
 
 def leaf_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 32, hidden: int = 512, **style) -> Classifier:
@@ -213,31 +256,55 @@ def leaf_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 32, hi
     As in McMahan et al. 2017 (arXiv 1602.05629) for MNIST: 1,663,370 parameters for 10 classes of 1x28x28 images.
     LEAF (Caldas et al. 2018, arXiv 1812.01097) has it with hidden=2048: 6,603,710 for its 62 characters.
     """
-    return _classifier(shape, classes, _style(norm, {"bias": True, **style}), channels=(width, 2 * width), kernel=5,
-                       padding=2, hidden=(hidden,))
+    return _classifier(
+        shape,
+        classes,
+        _style(norm, {"bias": True, **style}),
+        channels=(width, 2 * width),
+        kernel=5,
+        padding=2,
+        hidden=(hidden,),
+    )
 
 
-def digits_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 64, hidden: Sequence[int] = (2048, 512),
-               **style) -> Classifier:
+def digits_cnn(
+    shape: Shape, classes: int, norm: str = "none", width: int = 64, hidden: Sequence[int] = (2048, 512), **style
+) -> Classifier:
     """FedBN's digits CNN (Li et al. 2021, arXiv 2102.07623, and its code), which FedWon uses for Digits-Five.
 
     conv 5x5, 64 - pool - conv 5x5, 64 - pool - conv 5x5, 128 - dense 2048 - dense 512 - head; padding 2, biases, the
     norm before every ReLU, dense layers included. 14,219,210 parameters with batch norm and 14,213,578 without norm,
     for 10 classes of 3x28x28 images. `width` and `hidden` scale it; `style` as in `Style`.
     """
-    return _classifier(shape, classes, _style(norm, {"where": "before", "bias": True, **style}),
-                       channels=(width, width, 2 * width), kernel=5, padding=2, hidden=hidden, pools=2)
+    return _classifier(
+        shape,
+        classes,
+        _style(norm, {"where": "before", "bias": True, **style}),
+        channels=(width, width, 2 * width),
+        kernel=5,
+        padding=2,
+        hidden=hidden,
+        pools=2,
+    )
 
 
-def slim_digits_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 8, hidden: Sequence[int] = (32,),
-                    **style) -> Classifier:
+def slim_digits_cnn(
+    shape: Shape, classes: int, norm: str = "none", width: int = 8, hidden: Sequence[int] = (32,), **style
+) -> Classifier:
     """`digits_cnn` made small for 16x16 digits: 3x3 convolutions with 8, 8 and 16 channels, one dense layer."""
-    return _classifier(shape, classes, _style(norm, {"where": "before", "bias": True, **style}),
-                       channels=(width, width, 2 * width), kernel=3, padding=1, hidden=hidden, pools=2)
+    return _classifier(
+        shape,
+        classes,
+        _style(norm, {"where": "before", "bias": True, **style}),
+        channels=(width, width, 2 * width),
+        kernel=3,
+        padding=1,
+        hidden=hidden,
+        pools=2,
+    )
 
 
-def alexnet(shape: Shape, classes: int, norm: str = "none", width: int = 64, hidden: int = 4096,
-            **style) -> Classifier:
+def alexnet(shape: Shape, classes: int, norm: str = "none", width: int = 64, hidden: int = 4096, **style) -> Classifier:
     """FedBN's AlexNet (Li et al. 2021, and its code): batch norm in place of dropout; FedWon uses it for Office.
 
     conv 11x11, 64, stride 4 - pool - conv 5x5, 192 - pool - conv 3x3, 384 - conv 3x3, 256 - conv 3x3, 256 - pool -
@@ -248,8 +315,13 @@ def alexnet(shape: Shape, classes: int, norm: str = "none", width: int = 64, hid
     """
     _check_shape(shape, classes, 63)
     style = _style(norm, {"where": "before", "bias": True, **style})
-    convs = ((width, 11, 4, 2, True), (3 * width, 5, 1, 2, True), (6 * width, 3, 1, 1, False),
-             (4 * width, 3, 1, 1, False), (4 * width, 3, 1, 1, True))
+    convs = (
+        (width, 11, 4, 2, True),
+        (3 * width, 5, 1, 2, True),
+        (6 * width, 3, 1, 1, False),
+        (4 * width, 3, 1, 1, False),
+        (4 * width, 3, 1, 1, True),
+    )
     layers, size_in = [], shape[0]
     for index, (size, kernel, stride, padding, pooled) in enumerate(convs, start=1):
         conv = style.conv(size_in, size, kernel, stride=stride, padding=padding)
@@ -286,8 +358,17 @@ def _at_least_one(**numbers: int) -> None:
             raise ValueError(f"{name} must be a whole number, 1 or more; got {value!r}.")
 
 
-def _classifier(shape: Shape, classes: int, style: Style, *, channels: Sequence[int] = (), kernel: int = 3,
-                padding: int = 0, hidden: Sequence[int] = (), pools: int | None = None) -> Classifier:
+def _classifier(
+    shape: Shape,
+    classes: int,
+    style: Style,
+    *,
+    channels: Sequence[int] = (),
+    kernel: int = 3,
+    padding: int = 0,
+    hidden: Sequence[int] = (),
+    pools: int | None = None,
+) -> Classifier:
     """Convolutions, all or the first `pools` of them with 2x2 max-pooling, then dense layers, then a linear head."""
     trim, smallest = kernel - 1 - 2 * padding, 1
     pools = len(channels) if pools is None else pools
@@ -322,8 +403,16 @@ class ResidualBlock(nn.Module):
     With `activation=False` rho is left out, as in the ResNets of arXiv 2406.01255.
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm: Callable[[int], nn.Module], after: bool,
-                 activation: bool = True, conv: Callable[..., nn.Conv2d] = nn.Conv2d):
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        stride: int,
+        norm: Callable[[int], nn.Module],
+        after: bool,
+        activation: bool = True,
+        conv: Callable[..., nn.Conv2d] = nn.Conv2d,
+    ):
         super().__init__()
         self.conv1 = conv(channels_in, channels, 3, stride=stride, padding=1, bias=False)
         self.conv2 = conv(channels, channels, 3, padding=1, bias=False)
@@ -349,11 +438,20 @@ class GlobalAveragePool(nn.Module):
         self.corner = corner
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[..., :self.corner, :self.corner].mean((2, 3))
+        return x[..., : self.corner, : self.corner].mean((2, 3))
 
 
-def resnet18(shape: Shape, classes: int, norm: str = "none", *, groups: int = 2, affine: bool = True,
-             eps: float = 1e-5, width: int = 64, corner: int | None = None) -> Classifier:
+def resnet18(
+    shape: Shape,
+    classes: int,
+    norm: str = "none",
+    *,
+    groups: int = 2,
+    affine: bool = True,
+    eps: float = 1e-5,
+    width: int = 64,
+    corner: int | None = None,
+) -> Classifier:
     """ResNet-18 for small images (He et al. 2016) in the forms of arXiv 2308.09565; head with bias.
 
     Stem: 3x3 convolution with stride 1, no max-pooling. Four stages of two `ResidualBlock` with `width` times 1, 2,
@@ -381,16 +479,27 @@ def resnet18(shape: Shape, classes: int, norm: str = "none", *, groups: int = 2,
     def make_norm(channels: int) -> nn.Module:
         return norm_layer(kind, channels, spatial=True, affine=affine, groups=groups, eps=eps)
 
-    layers, channels = _residual_stages(shape[0], width, stages=4, blocks=2, norm=make_norm, after=after, corner=corner,
-                                        conv=conv)
+    layers, channels = _residual_stages(
+        shape[0], width, stages=4, blocks=2, norm=make_norm, after=after, corner=corner, conv=conv
+    )
     if norm == "feature":
         layers.append(("norm", ScaleNorm(eps)))
     return Classifier(nn.Sequential(OrderedDict(layers)), nn.Linear(channels, classes))
 
 
-def resnet20(shape: Shape, classes: int, norm: str = "batch", *, activation: bool = True, width: int = 16,
-             blocks: int = 3, groups: int = 2, size: int | None = None, affine: bool = True,
-             eps: float = 1e-5) -> Classifier:
+def resnet20(
+    shape: Shape,
+    classes: int,
+    norm: str = "batch",
+    *,
+    activation: bool = True,
+    width: int = 16,
+    blocks: int = 3,
+    groups: int = 2,
+    size: int | None = None,
+    affine: bool = True,
+    eps: float = 1e-5,
+) -> Classifier:
     """The ResNet for small images of He et al. 2016 (arXiv 1512.03385, section 4.2), with or without activations.
 
     3x3 convolution, three stages of `blocks` `ResidualBlock` with `width`, 2 `width` and 4 `width` channels, halving
@@ -409,22 +518,32 @@ def resnet20(shape: Shape, classes: int, norm: str = "batch", *, activation: boo
     def make_norm(channels: int) -> nn.Module:
         return norm_layer(norm, channels, spatial=True, affine=affine, groups=groups, size=size, eps=eps)
 
-    layers, channels = _residual_stages(shape[0], width, stages=3, blocks=blocks, norm=make_norm,
-                                        activation=activation)
+    layers, channels = _residual_stages(shape[0], width, stages=3, blocks=blocks, norm=make_norm, activation=activation)
     return Classifier(nn.Sequential(OrderedDict(layers)), nn.Linear(channels, classes))
 
 
-def _residual_stages(channels: int, width: int, *, stages: int, blocks: int, norm: Callable[[int], nn.Module],
-                     after: bool = False, activation: bool = True, corner: int | None = None,
-                     conv: Callable[..., nn.Conv2d] = nn.Conv2d) -> tuple[list[tuple[str, nn.Module]], int]:
+def _residual_stages(
+    channels: int,
+    width: int,
+    *,
+    stages: int,
+    blocks: int,
+    norm: Callable[[int], nn.Module],
+    after: bool = False,
+    activation: bool = True,
+    corner: int | None = None,
+    conv: Callable[..., nn.Conv2d] = nn.Conv2d,
+) -> tuple[list[tuple[str, nn.Module]], int]:
     """The named layers of a ResNet's body, and how many features they give: stem, `stages` stages, pooling."""
     stem = [("norm", norm(width))] + ([("act", nn.ReLU())] if activation else [])
     stem = [("conv", conv(channels, width, 3, padding=1, bias=False))] + (stem[::-1] if after else stem)
     layers, channels = [("stem", nn.Sequential(OrderedDict(stem)))], width
     for stage in range(stages):
         out = width * 2**stage
-        block = [ResidualBlock(out if i else channels, out, 2 if stage and not i else 1, norm, after, activation, conv)
-                 for i in range(blocks)]
+        block = [
+            ResidualBlock(out if i else channels, out, 2 if stage and not i else 1, norm, after, activation, conv)
+            for i in range(blocks)
+        ]
         layers.append((f"stage{stage + 1}", nn.Sequential(*block)))
         channels = out
     return [*layers, ("pool", GlobalAveragePool(corner))], channels
@@ -463,8 +582,9 @@ class CharacterBody(nn.Module):
     Characters and positions have learned embeddings; their sum goes through the layers.
     """
 
-    def __init__(self, vocabulary: int, length: int, width: int, layers: int, heads: int, feedforward: int,
-                 dropout: float):
+    def __init__(
+        self, vocabulary: int, length: int, width: int, layers: int, heads: int, feedforward: int, dropout: float
+    ):
         super().__init__()
         self.characters, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         self.dropout = nn.Dropout(dropout)
@@ -474,8 +594,16 @@ class CharacterBody(nn.Module):
         return self.blocks(self.dropout(self.characters(x) + self.positions.weight))[:, -1]
 
 
-def char_transformer(shape: tuple[int], classes: int, *, width: int = 128, layers: int = 6, heads: int = 4,
-                     feedforward: int = 512, dropout: float = 0.1) -> Classifier:
+def char_transformer(
+    shape: tuple[int],
+    classes: int,
+    *,
+    width: int = 128,
+    layers: int = 6,
+    heads: int = 4,
+    feedforward: int = 512,
+    dropout: float = 0.1,
+) -> Classifier:
     """Transformer encoder that predicts the next character, of FedNAR's code (arXiv 2310.03163).
 
     `shape` is (L,), the length of a window; `classes` the number of different characters. No causal mask: only the last
@@ -498,11 +626,20 @@ def char_transformer(shape: tuple[int], classes: int, *, width: int = 128, layer
     return Classifier(body, nn.Linear(width, classes))
 
 
-def small_char_transformer(shape: tuple[int], classes: int, *, width: int = 32, layers: int = 2, heads: int = 2,
-                           feedforward: int = 64, dropout: float = 0.0) -> Classifier:
+def small_char_transformer(
+    shape: tuple[int],
+    classes: int,
+    *,
+    width: int = 32,
+    layers: int = 2,
+    heads: int = 2,
+    feedforward: int = 64,
+    dropout: float = 0.0,
+) -> Classifier:
     """`char_transformer` made small, and without dropout, for texts of some hundred kilobytes and a CPU."""
-    return char_transformer(shape, classes, width=width, layers=layers, heads=heads, feedforward=feedforward,
-                            dropout=dropout)
+    return char_transformer(
+        shape, classes, width=width, layers=layers, heads=heads, feedforward=feedforward, dropout=dropout
+    )
 
 
 class PreNormBlock(AttentionBlock):
@@ -559,7 +696,7 @@ class BlockBody(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x)
-        for number, block in enumerate(self.blocks[:self.grown], start=1):
+        for number, block in enumerate(self.blocks[: self.grown], start=1):
             if not self.training or number in self.running:
                 x = block(x)
         return self.norm(x).mean(1)
@@ -576,8 +713,19 @@ class BlockBody(nn.Module):
         return torch.stack(found, dim=1)
 
 
-def vit_tiny(shape: Shape, classes: int, norm: str = "layer", *, patch: int = 4, width: int = 64, depth: int = 4,
-             heads: int = 4, groups: int = 2, size: int | None = None, eps: float = 1e-5) -> Classifier:
+def vit_tiny(
+    shape: Shape,
+    classes: int,
+    norm: str = "layer",
+    *,
+    patch: int = 4,
+    width: int = 64,
+    depth: int = 4,
+    heads: int = 4,
+    groups: int = 2,
+    size: int | None = None,
+    eps: float = 1e-5,
+) -> Classifier:
     """A small vision transformer: patches, `depth` blocks `PreNormBlock`, a last norm, the mean of the tokens, a head.
 
     norm, of each token by itself:
@@ -600,8 +748,16 @@ def vit_tiny(shape: Shape, classes: int, norm: str = "layer", *, patch: int = 4,
     return Classifier(_vit_body(shape, patch, width, depth, heads, make_norm, make_norm()), nn.Linear(width, classes))
 
 
-def vit_encoder(shape: Shape, out: int = 128, *, patch: int = 16, width: int = 192, depth: int = 12, heads: int = 3,
-                hidden: int = 512) -> Classifier:
+def vit_encoder(
+    shape: Shape,
+    out: int = 128,
+    *,
+    patch: int = 16,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    hidden: int = 512,
+) -> Classifier:
     """A vision transformer to be trained without labels: `BlockBody` without a last norm, then a projection head.
 
     The head is LayerNorm - Linear - GELU - Linear to `out` numbers. It is thrown away after training: what is kept are
@@ -612,12 +768,20 @@ def vit_encoder(shape: Shape, out: int = 128, *, patch: int = 16, width: int = 1
     _check_shape(shape, out)
     _at_least_one(hidden=hidden)
     body = _vit_body(shape, patch, width, depth, heads, lambda: nn.LayerNorm(width))
-    return Classifier(body, nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(),
-                                          nn.Linear(hidden, out)))
+    return Classifier(
+        body, nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
+    )
 
 
-def _vit_body(shape: Shape, patch: int, width: int, depth: int, heads: int, make_norm: Callable[[], nn.Module],
-              last: nn.Module | None = None) -> BlockBody:
+def _vit_body(
+    shape: Shape,
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    make_norm: Callable[[], nn.Module],
+    last: nn.Module | None = None,
+) -> BlockBody:
     _at_least_one(patch=patch, width=width, depth=depth, heads=heads)
     if shape[1] % patch or shape[2] % patch:
         raise ValueError(f"patch must divide both sides of the image, {shape[1]} and {shape[2]}; got {patch}.")
@@ -634,22 +798,43 @@ class InvertedResidual(nn.Module):
         S x + N A_3 rho(N A_2 rho(N A_1 x))      A_1, A_3: 1x1, A_2: 3x3 depthwise, rho: ReLU6; no A_1 for expand = 1
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, expand: int, norm: Callable[[int], nn.Module],
-                 conv: Callable[..., nn.Conv2d] = nn.Conv2d):
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        stride: int,
+        expand: int,
+        norm: Callable[[int], nn.Module],
+        conv: Callable[..., nn.Conv2d] = nn.Conv2d,
+    ):
         super().__init__()
         wide = expand * channels_in
         widen = [conv(channels_in, wide, 1, bias=False), norm(wide), nn.ReLU6()] if expand != 1 else []
         self.body = nn.Sequential(
-            *widen, conv(wide, wide, 3, stride=stride, padding=1, groups=wide, bias=False), norm(wide), nn.ReLU6(),
-            conv(wide, channels, 1, bias=False), norm(channels))
+            *widen,
+            conv(wide, wide, 3, stride=stride, padding=1, groups=wide, bias=False),
+            norm(wide),
+            nn.ReLU6(),
+            conv(wide, channels, 1, bias=False),
+            norm(channels),
+        )
         self.shortcut = stride == 1 and channels_in == channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.body(x) if self.shortcut else self.body(x)
 
 
-def mobilenet_v2(shape: Shape, classes: int, norm: str = "none", *, groups: int = 2, affine: bool = True,
-                 eps: float = 1e-5, small: bool = True, width: float = 1.0) -> Classifier:
+def mobilenet_v2(
+    shape: Shape,
+    classes: int,
+    norm: str = "none",
+    *,
+    groups: int = 2,
+    affine: bool = True,
+    eps: float = 1e-5,
+    small: bool = True,
+    width: float = 1.0,
+) -> Classifier:
     """MobileNetV2 (Sandler et al. 2018, table 2), without dropout; FedWon uses it for CIFAR-10 under label skew.
 
     `norm`: none, batch, group or layer after every convolution, or wsconv: no norm, and every convolution a
@@ -662,14 +847,25 @@ def mobilenet_v2(shape: Shape, classes: int, norm: str = "none", *, groups: int 
     conv = ScaledWSConv2d if norm == "wsconv" else nn.Conv2d
 
     def make_norm(channels: int) -> nn.Module:
-        return norm_layer("none" if norm == "wsconv" else norm, channels, spatial=True, affine=affine, groups=groups,
-                          eps=eps)
+        return norm_layer(
+            "none" if norm == "wsconv" else norm, channels, spatial=True, affine=affine, groups=groups, eps=eps
+        )
 
-    stages = ((1, 16, 1, 1), (6, 24, 2, 1 if small else 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
-              (6, 160, 3, 2), (6, 320, 1, 1))  # expansion, channels, blocks, stride of the first
+    stages = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 1 if small else 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )  # expansion, channels, blocks, stride of the first
     channels = _eights(32 * width)
-    layers = [conv(shape[0], channels, 3, stride=1 if small else 2, padding=1, bias=False), make_norm(channels),
-              nn.ReLU6()]
+    layers = [
+        conv(shape[0], channels, 3, stride=1 if small else 2, padding=1, bias=False),
+        make_norm(channels),
+        nn.ReLU6(),
+    ]
     for expand, out, blocks, stride in stages:
         out = _eights(out * width)
         for block in range(blocks):
@@ -731,8 +927,10 @@ def _shift(matrix: torch.Tensor, dim: int) -> None:
 def _check_twin(name: str, module: nn.Module, first: bool) -> None:
     """Refuse a layer that proposition 3 does not cover; `first` says that no linear layer came before it."""
     if not isinstance(module, (nn.Flatten, nn.Linear, nn.ReLU, nn.LeakyReLU, MeanVarNorm, MeanShift, ScaleNorm)):
-        raise ValueError(f"model: plain_twin takes an mlp with norm none, feature, shift or layer; its layer {name!r} "
-                         f"is a {type(module).__name__}.")
+        raise ValueError(
+            f"model: plain_twin takes an mlp with norm none, feature, shift or layer; its layer {name!r} "
+            f"is a {type(module).__name__}."
+        )
     if isinstance(module, MeanVarNorm) and module.affine:
         raise ValueError(f"model: plain_twin takes norms with affine=False; {name!r} has a learnable affine.")
     if isinstance(module, nn.Linear) and module.bias is not None and not first:
@@ -745,10 +943,21 @@ def parameters(model: nn.Module) -> int:
 
 
 MODELS: dict[str, Callable[..., Classifier]] = {
-    "mlp": mlp, "cnn": cnn, "slim_cnn": slim_cnn, "small_cnn": small_cnn, "leaf_cnn": leaf_cnn, "resnet18": resnet18,
-    "char_transformer": char_transformer, "small_char_transformer": small_char_transformer,
-    "ln_net": ln_net, "resnet20": resnet20, "vit_tiny": vit_tiny,
-    "digits_cnn": digits_cnn, "slim_digits_cnn": slim_digits_cnn, "alexnet": alexnet, "mobilenet_v2": mobilenet_v2,
+    "mlp": mlp,
+    "cnn": cnn,
+    "slim_cnn": slim_cnn,
+    "small_cnn": small_cnn,
+    "leaf_cnn": leaf_cnn,
+    "resnet18": resnet18,
+    "char_transformer": char_transformer,
+    "small_char_transformer": small_char_transformer,
+    "ln_net": ln_net,
+    "resnet20": resnet20,
+    "vit_tiny": vit_tiny,
+    "digits_cnn": digits_cnn,
+    "slim_digits_cnn": slim_digits_cnn,
+    "alexnet": alexnet,
+    "mobilenet_v2": mobilenet_v2,
 }
 
 

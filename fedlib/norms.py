@@ -25,9 +25,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["KINDS", "BatchNorm", "FeatureNorm", "GroupedLayerNorm", "MeanShift", "MeanVarNorm", "ScaleNorm",
-           "ScaledReLU", "ScaledWSConv2d", "adaptive_clip", "check_choice", "norm_layer", "relu_gain",
-           "standardise_rows", "unit_norms"]
+__all__ = [
+    "KINDS",
+    "BatchNorm",
+    "FeatureNorm",
+    "GroupedLayerNorm",
+    "MeanShift",
+    "MeanVarNorm",
+    "ScaleNorm",
+    "ScaledReLU",
+    "ScaledWSConv2d",
+    "adaptive_clip",
+    "check_choice",
+    "norm_layer",
+    "relu_gain",
+    "standardise_rows",
+    "unit_norms",
+]
 
 KINDS = ("none", "batch", "group", "layer", "feature", "shift", "ln-g")
 
@@ -118,21 +132,34 @@ class GroupedLayerNorm(nn.Module):
     author.
     """
 
-    def __init__(self, features: int, groups: int | None = None, *, size: int | None = None, pool: bool = False,
-                 affine: bool = True, eps: float = 1e-5):
+    def __init__(
+        self,
+        features: int,
+        groups: int | None = None,
+        *,
+        size: int | None = None,
+        pool: bool = False,
+        affine: bool = True,
+        eps: float = 1e-5,
+    ):
         super().__init__()
         self.features, self.groups, self.pool, self.eps = features, _groups(features, groups, size), pool, eps
         if not eps >= 0:
             raise ValueError(f"eps must be 0 or more, got {eps!r}")
         size = features // self.groups
         if size == 1:
-            raise ValueError("a group must hold two features at least, three to bend anything: got "
-                             f"{self.groups} groups for {features} features, and one feature minus its own mean is "
-                             "always 0")
+            raise ValueError(
+                "a group must hold two features at least, three to bend anything: got "
+                f"{self.groups} groups for {features} features, and one feature minus its own mean is "
+                "always 0"
+            )
         if size == 2:
-            warnings.warn(f"{self.groups} groups of two features: layer normalization of two features gives (1, -1) or "
-                          "(-1, 1), a sign; its gradient vanishes, so the layers below will hardly learn. Take three "
-                          "features or more", stacklevel=2)
+            warnings.warn(
+                f"{self.groups} groups of two features: layer normalization of two features gives (1, -1) or "
+                "(-1, 1), a sign; its gradient vanishes, so the layers below will hardly learn. Take three "
+                "features or more",
+                stacklevel=2,
+            )
         self.weight = nn.Parameter(torch.ones(features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(features)) if affine else None
 
@@ -141,8 +168,10 @@ class GroupedLayerNorm(nn.Module):
             return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         last = x.movedim(1, -1) if x.dim() == 4 else x
         if last.shape[-1] != self.features:
-            raise ValueError(f"GroupedLayerNorm({self.features}) takes {self.features} features, got an input of shape "
-                             f"{tuple(x.shape)}")
+            raise ValueError(
+                f"GroupedLayerNorm({self.features}) takes {self.features} features, got an input of shape "
+                f"{tuple(x.shape)}"
+            )
         groups = last.unflatten(-1, (self.groups, -1))
         out = F.layer_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2)
         if self.weight is not None:
@@ -150,8 +179,9 @@ class GroupedLayerNorm(nn.Module):
         return out.movedim(-1, 1) if x.dim() == 4 else out
 
     def extra_repr(self) -> str:
-        return (f"{self.features}, groups={self.groups}, pool={self.pool}, affine={self.weight is not None}, "
-                f"eps={self.eps}")
+        return (
+            f"{self.features}, groups={self.groups}, pool={self.pool}, affine={self.weight is not None}, eps={self.eps}"
+        )
 
 
 def _groups(features: int, groups: int | None, size: int | None) -> int:
@@ -236,8 +266,17 @@ class ScaledWSConv2d(nn.Conv2d):
     Source: FedWon (arXiv 2306.05879), eq. 3; Brock et al. 2021 (arXiv 2101.08692), section 4.2.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, gamma: float = relu_gain(),
-                 gain: bool = False, eps: float = 1e-4, **options):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        gamma: float = relu_gain(),
+        gain: bool = False,
+        eps: float = 1e-4,
+        **options,
+    ):
         super().__init__(in_channels, out_channels, kernel_size, **options)
         if not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f"gamma must be a positive finite number, got {gamma!r}")
@@ -276,8 +315,9 @@ def unit_norms(rows: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
     return torch.segment_reduce(rows.square(), "sum", lengths=sizes, axis=1, unsafe=True).sqrt()
 
 
-def adaptive_clip(G: torch.Tensor, W: torch.Tensor, units: torch.Tensor, clipping: float,
-                  eps: float = 1e-3) -> torch.Tensor:
+def adaptive_clip(
+    G: torch.Tensor, W: torch.Tensor, units: torch.Tensor, clipping: float, eps: float = 1e-3
+) -> torch.Tensor:
     """Adaptive gradient clipping (AGC): shorten the gradient of each unit to `clipping` times the unit's length.
 
         G_i <- G_i * clipping * max(||W_i||, eps) / ||G_i||   where   ||G_i|| / max(||W_i||, eps) > clipping
@@ -292,8 +332,16 @@ def adaptive_clip(G: torch.Tensor, W: torch.Tensor, units: torch.Tensor, clippin
     return G * factor.repeat_interleave(units, dim=1, output_size=G.shape[1])
 
 
-def norm_layer(kind: str, channels: int, *, spatial: bool, affine: bool = True, groups: int = 2,
-               size: int | None = None, eps: float = 1e-5) -> nn.Module:
+def norm_layer(
+    kind: str,
+    channels: int,
+    *,
+    spatial: bool,
+    affine: bool = True,
+    groups: int = 2,
+    size: int | None = None,
+    eps: float = 1e-5,
+) -> nn.Module:
     """One normalisation layer for activations with `channels` channels (features).
 
     kind      what it is                                              learnable (if affine)

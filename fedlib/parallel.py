@@ -17,8 +17,14 @@ from tqdm import tqdm
 from fedlib import cohort
 
 
-def side_by_side(function: Callable[[Any], Any], keys: Iterable[Hashable], *, first: Collection[Hashable] = (),
-                 processes: int | None = None, progress: bool | str = True) -> dict[Hashable, Any]:
+def side_by_side(
+    function: Callable[[Any], Any],
+    keys: Iterable[Hashable],
+    *,
+    first: Collection[Hashable] = (),
+    processes: int | None = None,
+    progress: bool | str = True,
+) -> dict[Hashable, Any]:
     """``{key: function(key) for key in keys}``, several at a time; it changes no bit of a :class:`fedlib.simulate.Run`.
 
     Where there is a CUDA GPU or a single core, the calls are made here, one after another. Elsewhere they are made in

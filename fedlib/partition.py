@@ -58,11 +58,13 @@ def n_class(labels, clients: int, n: int, seed: int = 0) -> list[torch.Tensor]:
         raise ValueError(f"n must be at most the number of classes, got n={n} with {len(classes)} classes in labels")
     rng = _rng(seed)
     chunks = np.full(len(classes), clients * n // len(classes))
-    chunks[rng.permutation(len(classes))[:clients * n % len(classes)]] += 1
+    chunks[rng.permutation(len(classes))[: clients * n % len(classes)]] += 1
     if (short := np.flatnonzero(sizes < chunks)).size:
         c = short[0]
-        raise ValueError(f"class {classes[c]} has {sizes[c]} samples, too few for the {chunks[c]} chunks that "
-                         f"clients={clients} and n={n} ask for; take fewer clients or a smaller n")
+        raise ValueError(
+            f"class {classes[c]} has {sizes[c]} samples, too few for the {chunks[c]} chunks that "
+            f"clients={clients} and n={n} ask for; take fewer clients or a smaller n"
+        )
     hands = _deal(chunks, clients, n, rng)
     parts = [[] for _ in range(clients)]
     for c in np.flatnonzero(chunks):
@@ -96,8 +98,9 @@ def _repeated(row: np.ndarray) -> np.ndarray:
     return later
 
 
-def dirichlet(labels, clients: int, beta: float, seed: int = 0, equal_size: bool = False,
-              min_size: int = 1) -> list[torch.Tensor]:
+def dirichlet(
+    labels, clients: int, beta: float, seed: int = 0, equal_size: bool = False, min_size: int = 1
+) -> list[torch.Tensor]:
     """Label skew drawn from a Dirichlet distribution; small beta means strong skew, large beta nearly iid.
 
     equal_size=False (Zhang et al. 2024, arXiv 2308.09565): for each class, the shares of the K clients are
@@ -116,8 +119,9 @@ def dirichlet(labels, clients: int, beta: float, seed: int = 0, equal_size: bool
     if not isinstance(beta, numbers.Real) or not math.isfinite(beta) or beta <= 0:
         raise ValueError(f"beta must be a positive, finite number, got {beta!r}")
     if _positive("min_size", min_size) * clients > len(labels):
-        raise ValueError(f"min_size={min_size} for clients={clients} needs {min_size * clients} samples, but there are "
-                         f"{len(labels)}")
+        raise ValueError(
+            f"min_size={min_size} for clients={clients} needs {min_size * clients} samples, but there are {len(labels)}"
+        )
     rng = _rng(seed)
     members = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     sizes = np.array([len(m) for m in members])
@@ -137,9 +141,11 @@ def _class_counts(sizes: np.ndarray, clients: int, beta: float, min_size: int, r
         held = np.diff(ends, axis=1, prepend=0).T
         if np.isfinite(held).all() and held.sum(1).min() >= min_size:
             return held.astype(np.int64)
-    raise ValueError(f"no Dirichlet partition in {MAX_TRIES} draws gave each of clients={clients} at least "
-                     f"min_size={min_size} samples with beta={beta}; take fewer clients, a larger beta or "
-                     f"equal_size=True")
+    raise ValueError(
+        f"no Dirichlet partition in {MAX_TRIES} draws gave each of clients={clients} at least "
+        f"min_size={min_size} samples with beta={beta}; take fewer clients, a larger beta or "
+        f"equal_size=True"
+    )
 
 
 def _equal_counts(sizes: np.ndarray, clients: int, beta: float, rng: np.random.Generator) -> np.ndarray:
@@ -156,7 +162,7 @@ def _equal_counts(sizes: np.ndarray, clients: int, beta: float, rng: np.random.G
         drawn = _draw(np.where(left > 0, prior, 0), left, turns, rng)
         stop = len(turns)
         for c in range(len(sizes)):  # the first draw of class c beyond its last sample
-            stop = min([stop, *np.flatnonzero(drawn == c)[left[c]:left[c] + 1]])
+            stop = min([stop, *np.flatnonzero(drawn == c)[left[c] : left[c] + 1]])
         np.add.at(held, (turns[:stop], drawn[:stop]), 1)
         left -= np.bincount(drawn[:stop], minlength=len(sizes))
         turns = turns[stop:]
@@ -193,11 +199,14 @@ def by_domain(domains, clients_per_domain: int = 1, mix: float = 0.0, seed: int 
         raise ValueError(f"mix must be a number from 0 to 1, got {mix!r}")
     sizes = np.bincount(domains)
     if not sizes.size or sizes.min() < each:
-        raise ValueError(f"clients_per_domain={each}, but domain {int(sizes.argmin()) if sizes.size else 0} has only "
-                         f"{int(sizes.min(initial=len(domains)))} samples")
+        raise ValueError(
+            f"clients_per_domain={each}, but domain {int(sizes.argmin()) if sizes.size else 0} has only "
+            f"{int(sizes.min(initial=len(domains)))} samples"
+        )
     rng = _rng(seed)
-    parts = [part for d in range(len(sizes))
-             for part in np.array_split(rng.permutation(np.flatnonzero(domains == d)), each)]
+    parts = [
+        part for d in range(len(sizes)) for part in np.array_split(rng.permutation(np.flatnonzero(domains == d)), each)
+    ]
     given = [round(mix * len(part)) for part in parts]
     pool = rng.permutation(np.concatenate([part[:n] for part, n in zip(parts, given, strict=True)]))
     dealt = np.split(pool, np.cumsum(given)[:-1])
@@ -223,7 +232,7 @@ def like(parts: Sequence, labels, test_labels, seed: int = 0) -> list[torch.Tens
         exact, total = len(members[c]) * trained[:, c], trained[:, c].sum()
         held[:, c], remainder = exact // total, exact % total
         order = np.lexsort((rng.random(len(exact)), -remainder))
-        held[order[:len(members[c]) - held[:, c].sum()], c] += 1
+        held[order[: len(members[c]) - held[:, c].sum()], c] += 1
     return _finish(_cut(members, held), "test samples; take a partition with larger clients, or test them together")
 
 
@@ -270,8 +279,9 @@ def _array(values) -> np.ndarray:
 def _checked_labels(name: str, labels) -> np.ndarray:
     labels = _array(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be a 1-D tensor or array of integers, got {labels.dtype} of shape "
-                         f"{labels.shape}")
+        raise ValueError(
+            f"{name} must be a 1-D tensor or array of integers, got {labels.dtype} of shape {labels.shape}"
+        )
     if labels.size and labels.min() < 0:
         raise ValueError(f"{name} must be 0 or more, got {labels.min()}")
     return labels.astype(np.int64)

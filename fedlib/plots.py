@@ -59,15 +59,35 @@ _BY_NAME = {name: style for names, style in _STYLES.items() for name in names}
 _OTHERS = (BLUE, RED, GREEN, OCHRE, PINK, SLATE, VIOLET, OLIVE, BROWN, BLACK)
 
 RC = {
-    "figure.figsize": (6.4, 3.8), "figure.dpi": 100, "figure.constrained_layout.use": True,
-    "figure.facecolor": "white", "savefig.facecolor": "white",
-    "font.size": 11, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
-    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11,
-    "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.8, "lines.linewidth": 2.0, "lines.markersize": 6,
-    "legend.frameon": False, "legend.fontsize": 10,
-    "axes.prop_cycle": mpl.cycler(color=_OTHERS), "image.cmap": "cividis",
+    "figure.figsize": (6.4, 3.8),
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.size": 11,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "axes.prop_cycle": mpl.cycler(color=_OTHERS),
+    "image.cmap": "cividis",
 }
 
 
@@ -130,8 +150,9 @@ def label_lines(ax, *, gap: float = 1.15, pad: float = 0.015, **text: Any) -> No
     at = _spread(np.array([end for end, _ in ends]), gap * points / height)
     for where, (_, line) in zip(at, ends, strict=True):
         shade = FAINT_TEXT if line.get_color() == FAINT else line.get_color()
-        ax.text(1 + pad, where, line.get_label(), color=shade, transform=ax.transAxes, va="center", fontsize=size,
-                **text)
+        ax.text(
+            1 + pad, where, line.get_label(), color=shade, transform=ax.transAxes, va="center", fontsize=size, **text
+        )
 
 
 def _spread(at: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
@@ -181,8 +202,17 @@ def band(ax, x: Any, values: Any, label: str, color: str | None = None, **line: 
         ax.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.18, linewidth=0)
 
 
-def curves(runs: Mapping[str, Any], x: str = "round", y: str = "accuracy", *, ax=None, direct: bool = True,
-           scale: float = 1.0, xlabel: str | None = None, ylabel: str | None = None):
+def curves(
+    runs: Mapping[str, Any],
+    x: str = "round",
+    y: str = "accuracy",
+    *,
+    ax=None,
+    direct: bool = True,
+    scale: float = 1.0,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+):
     """Training curves, one line a method, mean and spread over its seeds.
 
     Args:
@@ -229,9 +259,17 @@ def _by_seed(label: Any, given: Any, x: str, y: str) -> tuple[np.ndarray, np.nda
     return np.array(points), np.array([one.reindex(points).to_numpy(dtype=float) for one in series])
 
 
-def highlight(ax, runs: Mapping[Hashable, Any], chosen: Hashable | Iterable[Hashable], x: str = "round",
-              y: str = "accuracy", *, scale: float = 1.0, look: Callable[[Hashable], Mapping[str, Any]] = line_style,
-              name: Callable[[Hashable], str] = str) -> None:
+def highlight(
+    ax,
+    runs: Mapping[Hashable, Any],
+    chosen: Hashable | Iterable[Hashable],
+    x: str = "round",
+    y: str = "accuracy",
+    *,
+    scale: float = 1.0,
+    look: Callable[[Hashable], Mapping[str, Any]] = line_style,
+    name: Callable[[Hashable], str] = str,
+) -> None:
     """Curves of recorded runs: the chosen one in its colour, mean and spread over seeds, all others thin and grey.
 
     Lines carry their names as labels, for :func:`label_lines`; runs of one to three points show the points.
@@ -267,8 +305,15 @@ def _array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
-def partition(parts: Sequence[Any], labels: Any, num_classes: int, *, ax=None, classes: Iterable[str] | None = None,
-              color: str = BLUE):
+def partition(
+    parts: Sequence[Any],
+    labels: Any,
+    num_classes: int,
+    *,
+    ax=None,
+    classes: Iterable[str] | None = None,
+    color: str = BLUE,
+):
     """Who holds what: clients along the bottom, classes up the side, the area of a dot is the number of examples.
 
     More than 40 clients are shown as a heat map of shares of each client's examples instead.
@@ -300,8 +345,9 @@ def partition(parts: Sequence[Any], labels: Any, num_classes: int, *, ax=None, c
         ax.set_ylim(-0.7, num_classes - 0.3)
     else:
         shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-        image = ax.imshow(shares.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=1,
-                          interpolation="nearest")
+        image = ax.imshow(
+            shares.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=1, interpolation="nearest"
+        )
         ax.figure.colorbar(image, ax=ax, label="share of the client's examples")
         ax.grid(False)
     ax.set_xlabel("client")

@@ -79,25 +79,67 @@ class Run:
         return self._model(client)
 
 
-def run(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequence[Tensor],
-        algorithm: Algorithm | None = None, *, lr: float, seed: int = 0, weight_decay: float = 0.0,
-        clip: float | None = None, mu: float | None = None, **options) -> Run:
+def run(
+    model: nn.Module | Callable[[], nn.Module],
+    data: Data,
+    parts: Sequence[Tensor],
+    algorithm: Algorithm | None = None,
+    *,
+    lr: float,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    mu: float | None = None,
+    **options,
+) -> Run:
     """One federated training. See :func:`sweep` for the arguments; here each of these is a single value."""
-    runs = sweep(model, data, parts, algorithm, lr=[lr], seed=[seed], weight_decay=[weight_decay], clip=[clip],
-                 mu=[mu], **options)
+    runs = sweep(
+        model,
+        data,
+        parts,
+        algorithm,
+        lr=[lr],
+        seed=[seed],
+        weight_decay=[weight_decay],
+        clip=[clip],
+        mu=[mu],
+        **options,
+    )
     return runs[0]
 
 
-def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequence[Tensor],
-          algorithm: Algorithm | None = None, *, rounds: int, lr: Sequence[float], seed: Sequence[int] = (0,),
-          weight_decay: Sequence[float] = (0.0,), clip: Sequence[float | None] = (None,),
-          mu: Sequence[float | None] = (None,), batch_size: int = 32, local_steps: int | None = None,
-          local_epochs: int | None = None, clients_per_round: int | None = None, lr_decay: float = 1.0,
-          augment: str | None = None, normalise: bool = False, test_parts: Sequence[Tensor] | None = None,
-          evaluate_every: int | None = None, device: str | torch.device | None = None, engine: str = "auto",
-          chunk: int | None = None, wave: int | None = None, workers: int | None = None, precision: str = "float32",
-          checkpoint: str | os.PathLike | None = None, checkpoint_every: int | None = None,
-          checkpoint_minutes: float = 5.0, progress: bool | str = True) -> list[Run]:
+def sweep(
+    model: nn.Module | Callable[[], nn.Module],
+    data: Data,
+    parts: Sequence[Tensor],
+    algorithm: Algorithm | None = None,
+    *,
+    rounds: int,
+    lr: Sequence[float],
+    seed: Sequence[int] = (0,),
+    weight_decay: Sequence[float] = (0.0,),
+    clip: Sequence[float | None] = (None,),
+    mu: Sequence[float | None] = (None,),
+    batch_size: int = 32,
+    local_steps: int | None = None,
+    local_epochs: int | None = None,
+    clients_per_round: int | None = None,
+    lr_decay: float = 1.0,
+    augment: str | None = None,
+    normalise: bool = False,
+    test_parts: Sequence[Tensor] | None = None,
+    evaluate_every: int | None = None,
+    device: str | torch.device | None = None,
+    engine: str = "auto",
+    chunk: int | None = None,
+    wave: int | None = None,
+    workers: int | None = None,
+    precision: str = "float32",
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int | None = None,
+    checkpoint_minutes: float = 5.0,
+    progress: bool | str = True,
+) -> list[Run]:
     """Every combination of ``lr``, ``weight_decay``, ``clip``, ``mu`` and ``seed``, trained together.
 
     Args:
@@ -147,29 +189,53 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
         if single or not isinstance(values, Iterable):
             raise ValueError(f"{name} must be a list of the values to combine, got {values!r}; fl.run takes one")
     mu = [algorithm.mu if value is None else value for value in mu]
-    settings = [dict(zip(("lr", "weight_decay", "clip", "mu", "seed"), map(_plain_number, values), strict=True))
-                for values in itertools.product(lr, weight_decay, clip, mu, seed)]
+    settings = [
+        dict(zip(("lr", "weight_decay", "clip", "mu", "seed"), map(_plain_number, values), strict=True))
+        for values in itertools.product(lr, weight_decay, clip, mu, seed)
+    ]
     K = len(parts) if clients_per_round is None else clients_per_round
-    _check(data, parts, test_parts, settings, K, rounds=rounds, batch_size=batch_size, local_steps=local_steps,
-           local_epochs=local_epochs, lr_decay=lr_decay, evaluate_every=evaluate_every, chunk=chunk, wave=wave,
-           workers=workers, checkpoint_every=checkpoint_every)
+    _check(
+        data,
+        parts,
+        test_parts,
+        settings,
+        K,
+        rounds=rounds,
+        batch_size=batch_size,
+        local_steps=local_steps,
+        local_epochs=local_epochs,
+        lr_decay=lr_decay,
+        evaluate_every=evaluate_every,
+        chunk=chunk,
+        wave=wave,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+    )
     if algorithm.mu is None and any(s["mu"] is not None for s in settings):
-        raise ValueError(f"mu is the weight of a proximal term, which {algorithm.name!r} does not have; leave it out, "
-                         "or take fl.algorithms.fedprox()")
-    for name, value, accepted in (("augment", augment, (None, *AUGMENTATIONS)), ("engine", engine, ENGINES),
-                                  ("precision", precision, PRECISIONS)):
+        raise ValueError(
+            f"mu is the weight of a proximal term, which {algorithm.name!r} does not have; leave it out, "
+            "or take fl.algorithms.fedprox()"
+        )
+    for name, value, accepted in (
+        ("augment", augment, (None, *AUGMENTATIONS)),
+        ("engine", engine, ENGINES),
+        ("precision", precision, PRECISIONS),
+    ):
         if value not in accepted:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
     if data.is_text and (augment or normalise):
-        raise ValueError(f"augment must be None and normalise False for the text {data.name!r}, got {augment!r} and "
-                         f"{normalise!r}")
+        raise ValueError(
+            f"augment must be None and normalise False for the text {data.name!r}, got {augment!r} and {normalise!r}"
+        )
     device = _device(device)
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {device.type!r}")
     workers = 1 if device.type != "cpu" else cores() if workers is None else workers
     if workers > cores():
-        warnings.warn(f"workers is {workers}, but this process may use {cores()} cores: the workers will wait for one "
-                      "another", stacklevel=2)
+        warnings.warn(
+            f"workers is {workers}, but this process may use {cores()} cores: the workers will wait for one another",
+            stacklevel=2,
+        )
     dtype = torch.float64 if precision == "float64" else torch.float32
     networks = _networks(model, [s["seed"] for s in settings], dtype)
     _check_network(networks[0], data, algorithm.labels)
@@ -181,13 +247,30 @@ def sweep(model: nn.Module | Callable[[], nn.Module], data: Data, parts: Sequenc
     rows = len(settings) * K
     engine = _choose_engine(networks[0], device, data, rows) if engine == "auto" else engine
     chunk = chunk or (rows if device.type == "cuda" else min(rows, CHUNK))
-    config = {"algorithm": algorithm.name, "settings": dict(algorithm.settings), "data": data.name,
-              "train_images": len(data.x_train), "test_images": len(data.x_test), "parts": _digest(parts),
-              "test_parts": _digest(test_parts), "clients": len(parts), "clients_per_round": K, "rounds": rounds,
-              "batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs,
-              "lr_decay": lr_decay, "augment": augment, "normalise": normalise,
-              "evaluate_every": evaluate_every or max(1, rounds // 20), "precision": precision,
-              "device": device.type, "engine": engine, "chunk": chunk, "wave": -(-K // waves)}
+    config = {
+        "algorithm": algorithm.name,
+        "settings": dict(algorithm.settings),
+        "data": data.name,
+        "train_images": len(data.x_train),
+        "test_images": len(data.x_test),
+        "parts": _digest(parts),
+        "test_parts": _digest(test_parts),
+        "clients": len(parts),
+        "clients_per_round": K,
+        "rounds": rounds,
+        "batch_size": batch_size,
+        "local_steps": local_steps,
+        "local_epochs": local_epochs,
+        "lr_decay": lr_decay,
+        "augment": augment,
+        "normalise": normalise,
+        "evaluate_every": evaluate_every or max(1, rounds // 20),
+        "precision": precision,
+        "device": device.type,
+        "engine": engine,
+        "chunk": chunk,
+        "wave": -(-K // waves),
+    }
     federation = _Federation(networks, data, parts, test_parts, algorithm, settings, config, device, workers)
     federation.train(checkpoint and Path(checkpoint), checkpoint_every, checkpoint_minutes, progress)
     return federation.runs()
@@ -210,9 +293,18 @@ class _Total:
 class _Federation:
     """The state of S runs between rounds, and what happens to it in a round."""
 
-    def __init__(self, networks: list[nn.Module], data: Data, parts: Sequence[Tensor],
-                 test_parts: Sequence[Tensor] | None, algorithm: Algorithm, settings: list[dict], config: dict,
-                 device: torch.device, workers: int):
+    def __init__(
+        self,
+        networks: list[nn.Module],
+        data: Data,
+        parts: Sequence[Tensor],
+        test_parts: Sequence[Tensor] | None,
+        algorithm: Algorithm,
+        settings: list[dict],
+        config: dict,
+        device: torch.device,
+        workers: int,
+    ):
         # A copy, because rounds change its stage and a caller's function may give a network it still needs.
         self.net, self.data, self.algorithm = copy.deepcopy(networks[0]), data.to(device), algorithm
         self.settings, self.config, self.device = settings, config, device
@@ -225,8 +317,10 @@ class _Federation:
         self.w, self.buffers = torch.stack(rows).to(device), torch.stack(buffers).to(device)
         self.start = _digest([self.w.cpu().view(torch.int32).flatten(), data.y_train])
         S, N = len(settings), len(parts)
-        self.server_memory = {name: self.w.clone() if value is None else torch.full_like(self.w, value)
-                              for name, value in algorithm.server_memory.items()}
+        self.server_memory = {
+            name: self.w.clone() if value is None else torch.full_like(self.w, value)
+            for name, value in algorithm.server_memory.items()
+        }
         self.client_memory = {name: self.w.new_zeros(S, N, self.layout.P) for name in algorithm.client_memory}
         # Columns that never leave a client, and what each client has in them.
         self.stays, self.buffers_stay = self.layout.columns(algorithm.local(self.net), device)
@@ -242,9 +336,19 @@ class _Federation:
         self.rows: Tensor | None = None
         self.t, self.seconds = 0, 0.0
         self.trainer = Trainer(
-            self.net, algorithm.objective, algorithm.direction, plain=self._plain(), images=self.data.x_train,
-            labels=self.data.y_train, normalisation=self.normalisation, padding=PADDING, engine=config["engine"],
-            chunk=config["chunk"], workers=workers, autocast=torch.bfloat16 if config["precision"] == "bf16" else None)
+            self.net,
+            algorithm.objective,
+            algorithm.direction,
+            plain=self._plain(),
+            images=self.data.x_train,
+            labels=self.data.y_train,
+            normalisation=self.normalisation,
+            padding=PADDING,
+            engine=config["engine"],
+            chunk=config["chunk"],
+            workers=workers,
+            autocast=torch.bfloat16 if config["precision"] == "bf16" else None,
+        )
 
     def _plain(self) -> bool:
         """Whether a step is the gradient itself, with nothing to clip, to decay or to correct."""
@@ -267,16 +371,24 @@ class _Federation:
             if not here:
                 break
             try:
-                self._wave(torch.tensor(began, device=self.device)[here], clients[here, some], p[here, some],
-                           batches.take(rows[here, some].flatten()), total)
+                self._wave(
+                    torch.tensor(began, device=self.device)[here],
+                    clients[here, some],
+                    p[here, some],
+                    batches.take(rows[here, some].flatten()),
+                    total,
+                )
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
-                alone = {k for row in batches.size for k, n in zip(clients.flatten().tolist(), row, strict=True)
-                         if n == 1}
-                raise ValueError(f"client(s) {', '.join(map(str, sorted(alone)))} would train on a batch of one image "
-                                 f"in round {self.t + 1}, which has no variance for batch norm; change batch_size, use "
-                                 "local_steps instead of local_epochs, or take another norm") from error
+                alone = {
+                    k for row in batches.size for k, n in zip(clients.flatten().tolist(), row, strict=True) if n == 1
+                }
+                raise ValueError(
+                    f"client(s) {', '.join(map(str, sorted(alone)))} would train on a batch of one image "
+                    f"in round {self.t + 1}, which has no variance for batch norm; change batch_size, use "
+                    "local_steps instead of local_epochs, or take another norm"
+                ) from error
         if self._live():
             self._move(torch.tensor(self._live(), device=self.device), total)
         self.t += 1
@@ -299,9 +411,10 @@ class _Federation:
         """(R, P), the global vector of its run in every row; the same memory every time, which saves making it."""
         if self.rows is None or len(self.rows) < len(run):
             self.rows = self.w.new_empty(len(run), self.layout.P)
-        self.trainer.map(lambda some: torch.index_select(self.w, 0, run[some], out=self.rows[some]),
-                         self._shares(len(run)))
-        return self.rows[:len(run)]
+        self.trainer.map(
+            lambda some: torch.index_select(self.w, 0, run[some], out=self.rows[some]), self._shares(len(run))
+        )
+        return self.rows[: len(run)]
 
     def _shares(self, count: int) -> list[slice]:
         """As many slices of ``range(count)`` as there are workers."""
@@ -317,29 +430,37 @@ class _Federation:
         index = np.zeros((len(steps), T, B), np.int64)
         for r, row in enumerate(steps):
             for t, batch in enumerate(row):
-                index[r, t, :len(batch)] = batch
+                index[r, t, : len(batch)] = batch
         size = [[len(row[t]) if t < len(row) else 0 for row in steps] for t in range(T)]
-        return clients, Batches(torch.from_numpy(index).to(self.device), size,
-                                *self._draw_augmentation(live, index.shape, size),
-                                self._draw_views(live, index.shape, size))
+        return clients, Batches(
+            torch.from_numpy(index).to(self.device),
+            size,
+            *self._draw_augmentation(live, index.shape, size),
+            self._draw_views(live, index.shape, size),
+        )
 
     def _draw_run(self, rng: np.random.Generator) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         N, K, c = len(self.parts), self.config["clients_per_round"], self.config
         clients = np.arange(N) if K == N else np.sort(rng.choice(N, K, replace=False))
-        return clients, [local_batches(rng, self.parts[k], c["batch_size"], local_steps=c["local_steps"],
-                                       local_epochs=c["local_epochs"]) for k in clients]
+        return clients, [
+            local_batches(
+                rng, self.parts[k], c["batch_size"], local_steps=c["local_steps"], local_epochs=c["local_epochs"]
+            )
+            for k in clients
+        ]
 
-    def _draw_augmentation(self, live: list[int], shape: tuple[int, int, int],
-                           sizes: list[list[int]]) -> tuple[Tensor | None, Tensor | None]:
+    def _draw_augmentation(
+        self, live: list[int], shape: tuple[int, int, int], sizes: list[list[int]]
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Where each image is cropped, and whether it is mirrored; ``shape`` (R, T, B) is that of the batches."""
         if self.config["augment"] is None:
             return None, None
         shift, flip = np.full((*shape, 2), PADDING), np.zeros(shape, bool)
         for rows, own, rng in self._own(live, sizes, stream=1):
             if "crop" in self.config["augment"]:
-                shift[rows, :own[1], :own[2]] = rng.integers(0, 2 * PADDING + 1, (*own, 2))
+                shift[rows, : own[1], : own[2]] = rng.integers(0, 2 * PADDING + 1, (*own, 2))
             if "flip" in self.config["augment"]:
-                flip[rows, :own[1], :own[2]] = rng.random(own) < 0.5
+                flip[rows, : own[1], : own[2]] = rng.random(own) < 0.5
         return torch.from_numpy(shift).to(self.device), torch.from_numpy(flip).to(self.device)
 
     def _draw_views(self, live: list[int], shape: tuple[int, int, int], sizes: list[list[int]]) -> Tensor | None:
@@ -348,11 +469,12 @@ class _Federation:
             return None
         views = np.zeros((*shape, 7), np.float32)
         for rows, own, rng in self._own(live, sizes, stream=2):
-            views[rows, :own[1], :own[2]] = self.algorithm.view(rng, own)
+            views[rows, : own[1], : own[2]] = self.algorithm.view(rng, own)
         return torch.from_numpy(views).to(self.device)
 
-    def _own(self, live: list[int], sizes: list[list[int]],
-             stream: int) -> Iterator[tuple[slice, tuple[int, int, int], np.random.Generator]]:
+    def _own(
+        self, live: list[int], sizes: list[list[int]], stream: int
+    ) -> Iterator[tuple[slice, tuple[int, int, int], np.random.Generator]]:
         """For each run: its rows of the cohort, the shape (K, T, B) it has when alone, and a generator of its own.
 
         The shape, because other runs of the sweep must not change how many numbers a run draws.
@@ -371,17 +493,24 @@ class _Federation:
 
         lrs, decays = ([s[name] for s in self.settings] for name in ("lr", "weight_decay"))
         steps = torch.tensor([sum(s > 0 for s in row) for row in zip(*batches.size, strict=True)], device=self.device)
-        return Local(run, client, lr=column(lrs) * self.config["lr_decay"] ** self.t,
-                     steps=steps[:, None].to(self.w.dtype), counts=self.counts[client], global_rows=self.w,
-                     units=self.units,
-                     weight_decay=column(decays) * self.algorithm.annealing**self.t if any(decays) else None,
-                     clip=column(self.radii) if any(self.radii) else None,
-                     mu=None if self.algorithm.mu is None else column([s["mu"] for s in self.settings]),
-                     server_rows=self.server_memory,
-                     client_rows={n: m[run, client] for n, m in self.client_memory.items()})
+        return Local(
+            run,
+            client,
+            lr=column(lrs) * self.config["lr_decay"] ** self.t,
+            steps=steps[:, None].to(self.w.dtype),
+            counts=self.counts[client],
+            global_rows=self.w,
+            units=self.units,
+            weight_decay=column(decays) * self.algorithm.annealing**self.t if any(decays) else None,
+            clip=column(self.radii) if any(self.radii) else None,
+            mu=None if self.algorithm.mu is None else column([s["mu"] for s in self.settings]),
+            server_rows=self.server_memory,
+            client_rows={n: m[run, client] for n, m in self.client_memory.items()},
+        )
 
-    def _add(self, live: Tensor, p: Tensor, local: Local, W: Tensor, buffers: Tensor, losses: Tensor,
-             total: _Total) -> None:
+    def _add(
+        self, live: Tensor, p: Tensor, local: Local, W: Tensor, buffers: Tensor, losses: Tensor, total: _Total
+    ) -> None:
         """Add what the clients of a wave send to the totals; p, losses (S, K), W (S, K, P), buffers (S, K, Q)."""
         S, K, P = W.shape
         clients = local.client.view(S, K)
@@ -396,8 +525,10 @@ class _Federation:
             for name, new in self.algorithm.remember(W.reshape(-1, P), local).items():
                 sent[name] = (new - local.client_rows[name]).view(len(live), K, P)
                 total.kept.append((self.client_memory[name], live, clients, new.view(len(live), K, P)))
-        total.kept += [(self.home, live, clients, W[..., self.stays]),
-                       (self.buffers_home, live, clients, buffers[..., self.buffers_stay])]
+        total.kept += [
+            (self.home, live, clients, W[..., self.stays]),
+            (self.buffers_home, live, clients, buffers[..., self.buffers_stay]),
+        ]
         w = self.w[live]
         deltas, delta = W, torch.empty_like(w)  # in place: nobody needs the clients' weights any more
         W[..., self.stays] = w[:, None, self.stays]
@@ -437,8 +568,10 @@ class _Federation:
         for s, row, who in zip(live.tolist(), bad.tolist(), clients.tolist(), strict=True):
             if any(row):
                 names = ", ".join(str(k) for k, b in zip(who, row, strict=True) if b)
-                self.diverged[s] = (f"{self.algorithm.name} with {_describe(self.settings[s])} diverged in round "
-                                    f"{self.t + 1}: weights or loss not finite on client(s) {names}")
+                self.diverged[s] = (
+                    f"{self.algorithm.name} with {_describe(self.settings[s])} diverged in round "
+                    f"{self.t + 1}: weights or loss not finite on client(s) {names}"
+                )
                 warnings.warn(self.diverged[s] + "; its history ends there, other runs go on", stacklevel=2)
         return ~bad.any(dim=1)
 
@@ -453,9 +586,17 @@ class _Federation:
             if self.diverged[s] is None:
                 pooled, by_client = self._accuracies(s, w[s]) if self.algorithm.labels else (math.nan, [])
                 mean = sum(by_client) / len(by_client) if by_client else math.nan
-                self.history[s].append({"round": self.t, "loss": self.losses[s], "accuracy": pooled,
-                                        "client_accuracy": mean, "bytes_down": down, "bytes_up": up,
-                                        "clients": by_client})
+                self.history[s].append(
+                    {
+                        "round": self.t,
+                        "loss": self.losses[s],
+                        "accuracy": pooled,
+                        "client_accuracy": mean,
+                        "bytes_down": down,
+                        "bytes_up": up,
+                        "clients": by_client,
+                    }
+                )
 
     def _look_back(self) -> None:
         """Put the network into the stage of the last round: what was frozen, which blocks were there."""
@@ -471,8 +612,10 @@ class _Federation:
         down[absent] = True
         up = still if frozen is None else still | frozen
         buffers = layout.Q - len(self.buffers_stay)
-        return tuple(4 * self.config["clients_per_round"] * (self.algorithm.messages * int((~out).sum()) + buffers)
-                     for out in (down, up))
+        return tuple(
+            4 * self.config["clients_per_round"] * (self.algorithm.messages * int((~out).sum()) + buffers)
+            for out in (down, up)
+        )
 
     def _accuracies(self, s: int, w: Tensor) -> tuple[float, list[float]]:
         """Pooled accuracy, and each client's own.
@@ -513,8 +656,14 @@ class _Federation:
         start, saved, before = time.monotonic(), time.monotonic(), self.seconds
         rounds = self.config["rounds"]
         label = progress if isinstance(progress, str) else self.algorithm.name
-        bar = tqdm(total=rounds, initial=self.t, desc=label, unit="round", leave=False,
-                   disable=not progress or cohort.beside_others)
+        bar = tqdm(
+            total=rounds,
+            initial=self.t,
+            desc=label,
+            unit="round",
+            leave=False,
+            disable=not progress or cohort.beside_others,
+        )
         # Sums over clients are short: threads that wait for one another there cost more than they save.
         with bar, one_thread(self.device):
             while self.t < rounds and not all(self.diverged):
@@ -548,9 +697,17 @@ class _Federation:
             rounds = pd.Index([line["round"] for line in lines], name="round", dtype=int)
             return pd.DataFrame([line["clients"] for line in lines], index=rounds, dtype=float)
 
-        return [Run({**self.config, **self.settings[s]}, pd.DataFrame(self.history[s], columns=columns),
-                    by_client(self.history[s]), self.diverged[s], self.seconds, lambda client, s=s: network(s, client))
-                for s in range(len(self.settings))]
+        return [
+            Run(
+                {**self.config, **self.settings[s]},
+                pd.DataFrame(self.history[s], columns=columns),
+                by_client(self.history[s]),
+                self.diverged[s],
+                self.seconds,
+                lambda client, s=s: network(s, client),
+            )
+            for s in range(len(self.settings))
+        ]
 
     # --- checkpoints ---
 
@@ -558,13 +715,27 @@ class _Federation:
         """What must agree for a checkpoint to be continued."""
         # more rounds may be asked for, and smaller waves
         free = {name: value for name, value in self.config.items() if name not in ("rounds", "wave")}
-        return {**free, "runs": self.settings, "start": self.start, "torch": str(torch.__version__),
-                "network": {n: list(s) for n, s in {**self.layout.parameters, **self.layout.buffers}.items()}}
+        return {
+            **free,
+            "runs": self.settings,
+            "start": self.start,
+            "torch": str(torch.__version__),
+            "network": {n: list(s) for n, s in {**self.layout.parameters, **self.layout.buffers}.items()},
+        }
 
     def _state(self) -> dict:
-        return {"t": self.t, "seconds": self.seconds, "w": self.w, "buffers": self.buffers, "home": self.home,
-                "buffers_home": self.buffers_home, "server_memory": self.server_memory,
-                "client_memory": self.client_memory, "history": self.history, "diverged": self.diverged}
+        return {
+            "t": self.t,
+            "seconds": self.seconds,
+            "w": self.w,
+            "buffers": self.buffers,
+            "home": self.home,
+            "buffers_home": self.buffers_home,
+            "server_memory": self.server_memory,
+            "client_memory": self.client_memory,
+            "history": self.history,
+            "diverged": self.diverged,
+        }
 
     def _save(self, path: Path) -> None:
         """Write beside the old checkpoint, then replace it: a crash or a full disk leaves the old one whole."""
@@ -576,8 +747,10 @@ class _Federation:
         except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
             part.unlink(missing_ok=True)
             kept = "the one before it is kept" if path.exists() else "there is none yet"
-            warnings.warn(f"could not write checkpoint {path} after round {self.t}: {error}; {kept}, training goes on",
-                          stacklevel=2)
+            warnings.warn(
+                f"could not write checkpoint {path} after round {self.t}: {error}; {kept}, training goes on",
+                stacklevel=2,
+            )
 
     def _load(self, path: Path) -> None:
         try:
@@ -586,24 +759,37 @@ class _Federation:
         except Exception as error:
             raise ValueError(f"checkpoint {path} cannot be read ({error}); delete it to start anew") from error
         mine = self._identity()
-        different = [f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
-                     for key in sorted({*mine, *theirs}) if theirs.get(key) != mine.get(key)]
+        different = [
+            f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
+            for key in sorted({*mine, *theirs})
+            if theirs.get(key) != mine.get(key)
+        ]
         if different:
-            raise ValueError(f"checkpoint {path} belongs to another configuration ({'; '.join(different)}); "
-                             "give this run another file, or delete that one to start anew")
+            raise ValueError(
+                f"checkpoint {path} belongs to another configuration ({'; '.join(different)}); "
+                "give this run another file, or delete that one to start anew"
+            )
         if state["t"] > self.config["rounds"]:
-            raise ValueError(f"checkpoint {path} has {state['t']} rounds, more than the {self.config['rounds']} "
-                             "asked for")
+            raise ValueError(
+                f"checkpoint {path} has {state['t']} rounds, more than the {self.config['rounds']} asked for"
+            )
         for name, value in state.items():
             setattr(self, name, value)
         every = self.config["evaluate_every"]  # the last round of a shorter run is no line of a longer one
         last = self.config["rounds"]
-        self.history = [[line for line in lines if line["round"] % every == 0 or line["round"] == last]
-                        for lines in self.history]
+        self.history = [
+            [line for line in lines if line["round"] % every == 0 or line["round"] == last] for lines in self.history
+        ]
 
 
-def local_batches(rng: np.random.Generator, images: np.ndarray, batch_size: int, *, local_steps: int | None = None,
-                  local_epochs: int | None = None) -> list[np.ndarray]:
+def local_batches(
+    rng: np.random.Generator,
+    images: np.ndarray,
+    batch_size: int,
+    *,
+    local_steps: int | None = None,
+    local_epochs: int | None = None,
+) -> list[np.ndarray]:
     """The batches of one client in one round, in order.
 
     Round t of a run draws from ``np.random.default_rng([seed, t])``: first the cohort, then the batches of each of its
@@ -619,11 +805,11 @@ def local_batches(rng: np.random.Generator, images: np.ndarray, batch_size: int,
     n = len(images)
     if local_steps is None:
         shuffled = [rng.permutation(images) for _ in range(local_epochs)]
-        return [order[a:a + batch_size] for order in shuffled for a in range(0, n, batch_size)]
+        return [order[a : a + batch_size] for order in shuffled for a in range(0, n, batch_size)]
     B = min(batch_size, n)
     per_pass = n // B
     shuffled = [rng.permutation(images) for _ in range(-(-local_steps // per_pass))]
-    return [order[B * i:B * (i + 1)] for order in shuffled for i in range(per_pass)][:local_steps]
+    return [order[B * i : B * (i + 1)] for order in shuffled for i in range(per_pass)][:local_steps]
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
@@ -673,9 +859,12 @@ def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, clients: int, devi
     row = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
     kept = runs * clients * row * len(algorithm.client_memory)
     if kept > free:
-        warnings.warn(f"{algorithm.name} keeps {kept / 1e9:.2g} GB for {clients} clients between rounds, and the free "
-                      f"memory of {device} is {free / 1e9:.2g} GB: it may not suffice; take fewer clients, fewer runs "
-                      "at once or a smaller network", stacklevel=3)
+        warnings.warn(
+            f"{algorithm.name} keeps {kept / 1e9:.2g} GB for {clients} clients between rounds, and the free "
+            f"memory of {device} is {free / 1e9:.2g} GB: it may not suffice; take fewer clients, fewer runs "
+            "at once or a smaller network",
+            stacklevel=3,
+        )
     return max(1, (free - kept) // (SHARE * runs * row * (1 + len(algorithm.client_memory))))
 
 
@@ -699,13 +888,28 @@ def _describe(setting: dict) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in told.items())
 
 
-def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | None, settings: list[dict], K: int,
-           **numbers: float | None) -> None:
+def _check(
+    data: Data,
+    parts: Sequence[Tensor],
+    test_parts: Sequence[Tensor] | None,
+    settings: list[dict],
+    K: int,
+    **numbers: float | None,
+) -> None:
     """Refuse what makes no sense, with the name of the argument, what it got and what it accepts."""
     if (numbers["local_steps"] is None) == (numbers["local_epochs"] is None):
         raise ValueError("give either local_steps or local_epochs, and not both")
-    for name in ("rounds", "batch_size", "local_steps", "local_epochs", "evaluate_every", "chunk", "wave", "workers",
-                 "checkpoint_every"):
+    for name in (
+        "rounds",
+        "batch_size",
+        "local_steps",
+        "local_epochs",
+        "evaluate_every",
+        "chunk",
+        "wave",
+        "workers",
+        "checkpoint_every",
+    ):
         value = numbers[name]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -735,17 +939,20 @@ def _check(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | N
     for name, split, images in (("parts", parts, data.x_train), ("test_parts", test_parts, data.x_test)):
         _check_parts(name, split, len(images))
     if test_parts is not None and len(test_parts) != len(parts):
-        raise ValueError(f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} "
-                         "clients")
+        raise ValueError(
+            f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} clients"
+        )
 
 
 def _check_views(name: str, batch_size: int, sizes: list[int], by_epochs: bool) -> None:
     """Refuse batches of one image, whose two views find each other without looking."""
     lone = [k for k, n in enumerate(sizes) if min(n, batch_size) < 2 or by_epochs and n % batch_size == 1]
     if lone:
-        raise ValueError(f"{name!r} compares an image with the others of its batch, but with batch_size {batch_size} "
-                         f"client(s) {', '.join(map(str, lone))} would have a batch of one image; take another "
-                         "batch_size of at least 2, or local_steps instead of local_epochs")
+        raise ValueError(
+            f"{name!r} compares an image with the others of its batch, but with batch_size {batch_size} "
+            f"client(s) {', '.join(map(str, lone))} would have a batch of one image; take another "
+            "batch_size of at least 2, or local_steps instead of local_epochs"
+        )
 
 
 def _check_network(net: nn.Module, data: Data, labels: bool = True) -> None:
@@ -756,11 +963,13 @@ def _check_network(net: nn.Module, data: Data, labels: bool = True) -> None:
             logits = copy.deepcopy(net).eval()(prepare(one, dtype=dtype))
     except RuntimeError as error:
         kind = "windows" if data.is_text else "images"
-        raise ValueError(f"the network does not take {kind} of shape {data.shape}, as {data.name!r} has: "
-                         f"{error}") from error
+        raise ValueError(
+            f"the network does not take {kind} of shape {data.shape}, as {data.name!r} has: {error}"
+        ) from error
     if labels and logits.shape != (1, data.num_classes):
-        raise ValueError(f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} "
-                         "classes")
+        raise ValueError(
+            f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} classes"
+        )
 
 
 def _check_parts(name: str, parts: Sequence[Tensor] | None, images: int) -> None:

@@ -15,18 +15,29 @@ import torch
 from fedlib.data import DOMAIN_KEYS, KEYS, Data, register
 
 EXCERPT = Path(__file__).with_name("shakespeare_excerpt.txt")  # of The Winter's Tale and Measure for Measure
-TINY = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "6fb458f1232090904fb40fe944165e91")
+TINY = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "6fb458f1232090904fb40fe944165e91",
+)
 PLAYS_URL = "https://shakespeare.mit.edu/{}/full.html"
-PLAYS = tuple("""
+PLAYS = tuple(
+    """
     1henryiv 1henryvi 2henryiv 2henryvi 3henryvi allswell asyoulikeit cleopatra comedy_errors coriolanus cymbeline
     hamlet henryv henryviii john julius_caesar lear lll macbeth measure merchant merry_wives midsummer much_ado othello
     pericles richardii richardiii romeo_juliet taming_shrew tempest timon titus troilus_cressida twelfth_night
-    two_gentlemen winters_tale""".split())
+    two_gentlemen winters_tale""".split()
+)
 
 
-def from_texts(name: str, texts: Mapping[str, str], length: int = 80, stride: int = 1, train: int | None = None,
-               test: int | None = None, vocabulary: Sequence[str] | None = None) -> Data:
+def from_texts(
+    name: str,
+    texts: Mapping[str, str],
+    length: int = 80,
+    stride: int = 1,
+    train: int | None = None,
+    test: int | None = None,
+    vocabulary: Sequence[str] | None = None,
+) -> Data:
     """Texts as next-character prediction: x is a window of `length` characters, y the character after it.
 
     texts: speaker -> what they say. The first 80 % of each text are for training, the rest for the test, so that no
@@ -52,8 +63,10 @@ def from_texts(name: str, texts: Mapping[str, str], length: int = 80, stride: in
         for split, part, count in (("train", ids[:end], train), ("test", ids[end:], test)):
             found = np.arange(0, len(part) - length, stride)[:count]
             if len(found) < (count or 1):
-                raise ValueError(f"{name}: the text of {speaker!r} ({len(text)} characters) is too short for "
-                                 f"{count or 1} {split} windows of {length} characters, it has {len(found)}")
+                raise ValueError(
+                    f"{name}: the text of {speaker!r} ({len(text)} characters) is too short for "
+                    f"{count or 1} {split} windows of {length} characters, it has {len(found)}"
+                )
             cut[f"x_{split}"].append(np.lib.stride_tricks.sliding_window_view(part, length)[found])
             cut[f"y_{split}"].append(part[found + length].astype(np.int64))
             cut[f"domain_{split}"].append(np.full(len(found), d))
@@ -72,8 +85,16 @@ def _by_role(script: str) -> dict[str, str]:
 
 
 @register("shakespeare_excerpt")
-def _excerpt(root: Path, download: bool, *, length: int = 32, stride: int = 1, clients: int = 10,
-             train: int | None = None, test: int | None = None) -> Data:
+def _excerpt(
+    root: Path,
+    download: bool,
+    *,
+    length: int = 32,
+    stride: int = 1,
+    clients: int = 10,
+    train: int | None = None,
+    test: int | None = None,
+) -> Data:
     """The `clients` roles that say most in 80 kB of Shakespeare, part of the package: nothing to download."""
     texts = _by_role(EXCERPT.read_text(encoding="utf-8"))
     return from_texts("shakespeare_excerpt", _longest(texts, clients), length, stride, train, test)
@@ -86,6 +107,7 @@ def _longest(texts: Mapping[str, str], count: int) -> dict[str, str]:
 def _fetch(name: str, url: str, path: Path, download: bool, md5: str | None = None) -> None:
     """Have a file where it belongs, fetched if need be."""
     from torchvision.datasets.utils import check_integrity, download_url
+
     if check_integrity(str(path), md5):
         return
     try:
@@ -95,7 +117,8 @@ def _fetch(name: str, url: str, path: Path, download: bool, md5: str | None = No
     except Exception as error:  # RuntimeError, URLError, OSError ...: one remedy for all
         raise (OSError if download else FileNotFoundError)(
             f"data set {name!r} cannot be had ({str(error).strip()}). To place it by hand, save {url} as "
-            f"{path.absolute()}. For another folder give root=... or set FEDLIB_DATA") from error
+            f"{path.absolute()}. For another folder give root=... or set FEDLIB_DATA"
+        ) from error
 
 
 @register("tiny_shakespeare")
@@ -154,8 +177,17 @@ def _plays(root: Path, download: bool) -> dict[str, dict]:
 
 
 @register("shakespeare_roles")
-def _shakespeare_roles(root: Path, download: bool, *, length: int = 80, stride: int = 1, clients: int = 100,
-                       train: int = 2000, test: int = 400, seed: int = 0) -> Data:
+def _shakespeare_roles(
+    root: Path,
+    download: bool,
+    *,
+    length: int = 80,
+    stride: int = 1,
+    clients: int = 100,
+    train: int = 2000,
+    test: int = 400,
+    seed: int = 0,
+) -> Data:
     """Shakespeare's plays, each (play, role) a domain: as in FedNAR (arXiv 2310.03163) after LEAF (arXiv 1812.01097).
 
     `clients` roles are drawn at random among those with enough text, and `train` and `test` windows kept of each. The
@@ -176,8 +208,17 @@ def _shakespeare_roles(root: Path, download: bool, *, length: int = 80, stride: 
 
     able = sorted(role for role, text in texts.items() if enough(text))
     if clients > len(able):
-        raise ValueError(f"clients must be at most {len(able)}, the roles with {train} training and {test} test "
-                         f"windows of {length} characters; got {clients}")
+        raise ValueError(
+            f"clients must be at most {len(able)}, the roles with {train} training and {test} test "
+            f"windows of {length} characters; got {clients}"
+        )
     chosen = np.random.default_rng(seed).permutation(len(able))[:clients]
-    return from_texts("shakespeare_roles", {able[i]: texts[able[i]] for i in sorted(chosen)}, length, stride, train,
-                      test, vocabulary=whole)
+    return from_texts(
+        "shakespeare_roles",
+        {able[i]: texts[able[i]] for i in sorted(chosen)},
+        length,
+        stride,
+        train,
+        test,
+        vocabulary=whole,
+    )

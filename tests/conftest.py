@@ -17,10 +17,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def needs_data():
     """Function (name, *files) -> folder of data sets; skips the test unless all files are below that folder."""
+
     def folder(name, *files):
         root = data.data_root()
         missing = [file for file in files if not (root / file).exists()]
         if missing:
             pytest.skip(f"{name} is not here: no {', '.join(missing)} in {root}")
         return root
+
     return folder

@@ -80,8 +80,13 @@ def test_fedavgm_by_hand():
     assert state.memory["m"].tolist() == [[10.0, 1.5]]
 
 
-@pytest.mark.parametrize("method, v", [(algorithms.fedadam, lambda v, d2: 0.9 * v + 0.1 * d2),
-                                       (algorithms.fedyogi, lambda v, d2: v - 0.1 * d2 * math.copysign(1, v - d2))])
+@pytest.mark.parametrize(
+    "method, v",
+    [
+        (algorithms.fedadam, lambda v, d2: 0.9 * v + 0.1 * d2),
+        (algorithms.fedyogi, lambda v, d2: v - 0.1 * d2 * math.copysign(1, v - d2)),
+    ],
+)
 def test_adaptive_servers_by_hand(method, v):
     state = update(DELTAS, P, m=[0.0, 2.0], v=[4.0, 0.5])
     got = method(lr=0.1, beta1=0.5, beta2=0.9, tau=0.01).server(W, state)
@@ -121,8 +126,13 @@ def test_fedadam_with_eps_inside_the_root_by_hand():
 
 def local(rows: int, **given) -> Local:
     columns = {"lr": torch.ones(rows, 1).double(), "steps": torch.ones(rows, 1).double(), **given}
-    return Local(torch.zeros(rows, dtype=torch.long), torch.arange(rows), counts=torch.ones(rows, 2).double(),
-                 global_rows=torch.zeros(1, 4).double(), **columns)
+    return Local(
+        torch.zeros(rows, dtype=torch.long),
+        torch.arange(rows),
+        counts=torch.ones(rows, 2).double(),
+        global_rows=torch.zeros(1, 4).double(),
+        **columns,
+    )
 
 
 def direction(method: algorithms.Algorithm, G: torch.Tensor, W: torch.Tensor, local: Local) -> torch.Tensor:
@@ -175,28 +185,51 @@ def test_fednar_keeps_the_bases_corrections_inside_and_its_server():
     assert base.max_norm is None and base.direction[1:] == (algorithms.clip, algorithms.decay)
 
 
-@pytest.mark.parametrize("make, error, message", [
-    (lambda: fednar(algorithms.fedavg(), max_norm=0), ValueError, "max_norm must be a positive finite number, got 0"),
-    (lambda: fednar(algorithms.fedavg(), max_norm=-1.0), ValueError, "max_norm must be a positive finite number"),
-    (lambda: fednar(algorithms.fedavg(), annealing=0), ValueError, r"annealing must lie in \(0, 1\], got 0"),
-    (lambda: fednar(algorithms.fedavg(), annealing=1.01), ValueError, r"annealing must lie in \(0, 1\], got 1.01"),
-    (lambda: fednar(algorithms.fedavg(), annealing=math.nan), ValueError, "annealing must lie in"),
-    (lambda: fednar(fednar(algorithms.fedprox())), ValueError, "already, got 'FedProx . NAR': wrapping FedNAR twice"),
-    (lambda: fednar(algorithms.fedavg), TypeError, r"base must be an Algorithm, such as fedavg\(\)"),
-    (lambda: algorithms.fedadam_eps(eps=0), ValueError, "eps must be a positive"),
-    (lambda: algorithms.fedadam_eps(eps_decay=2), ValueError, "eps_decay must lie in"),
-    (lambda: algorithms.fedadam_eps(beta2=1), ValueError, "beta1 and beta2 must be below 1, got 0.9 and 1")])
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (
+            lambda: fednar(algorithms.fedavg(), max_norm=0),
+            ValueError,
+            "max_norm must be a positive finite number, got 0",
+        ),
+        (lambda: fednar(algorithms.fedavg(), max_norm=-1.0), ValueError, "max_norm must be a positive finite number"),
+        (lambda: fednar(algorithms.fedavg(), annealing=0), ValueError, r"annealing must lie in \(0, 1\], got 0"),
+        (lambda: fednar(algorithms.fedavg(), annealing=1.01), ValueError, r"annealing must lie in \(0, 1\], got 1.01"),
+        (lambda: fednar(algorithms.fedavg(), annealing=math.nan), ValueError, "annealing must lie in"),
+        (
+            lambda: fednar(fednar(algorithms.fedprox())),
+            ValueError,
+            "already, got 'FedProx . NAR': wrapping FedNAR twice",
+        ),
+        (lambda: fednar(algorithms.fedavg), TypeError, r"base must be an Algorithm, such as fedavg\(\)"),
+        (lambda: algorithms.fedadam_eps(eps=0), ValueError, "eps must be a positive"),
+        (lambda: algorithms.fedadam_eps(eps_decay=2), ValueError, "eps_decay must lie in"),
+        (lambda: algorithms.fedadam_eps(beta2=1), ValueError, "beta1 and beta2 must be below 1, got 0.9 and 1"),
+    ],
+)
 def test_fednar_refuses(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-@pytest.mark.parametrize("make", [
-    lambda: algorithms.fedprox(mu=-1), lambda: algorithms.fedprox(mu=math.nan), lambda: algorithms.fedlc(tau=0),
-    lambda: algorithms.fedrs(alpha=1.5), lambda: algorithms.feddecorr(weight=-0.1),
-    lambda: algorithms.fedavgm(momentum=2), lambda: algorithms.fedyogi(lr=math.inf),
-    lambda: algorithms.fedadam(beta2=-0.1), lambda: algorithms.fixbn(after=0), lambda: algorithms.fixbn(after=2.5),
-    lambda: algorithms.fedwon(agc=0), lambda: algorithms.fedwon(agc=math.nan)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: algorithms.fedprox(mu=-1),
+        lambda: algorithms.fedprox(mu=math.nan),
+        lambda: algorithms.fedlc(tau=0),
+        lambda: algorithms.fedrs(alpha=1.5),
+        lambda: algorithms.feddecorr(weight=-0.1),
+        lambda: algorithms.fedavgm(momentum=2),
+        lambda: algorithms.fedyogi(lr=math.inf),
+        lambda: algorithms.fedadam(beta2=-0.1),
+        lambda: algorithms.fixbn(after=0),
+        lambda: algorithms.fixbn(after=2.5),
+        lambda: algorithms.fedwon(agc=0),
+        lambda: algorithms.fedwon(agc=math.nan),
+    ],
+)
 def test_bad_settings_are_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()
@@ -213,11 +246,16 @@ def test_fixbn_without_batch_norm_says_so():
         algorithms.fixbn(after=1).begin_round(Linear(), 0)
 
 
-@pytest.mark.parametrize("method, stays", [
-    ("fedavg", set()), ("fedwon", set()),
-    ("fedbn", {"1.weight", "1.bias", "1.running_mean", "1.running_var"}),
-    ("silobn", {"1.running_mean", "1.running_var"}),
-    ("standalone", {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"})])
+@pytest.mark.parametrize(
+    "method, stays",
+    [
+        ("fedavg", set()),
+        ("fedwon", set()),
+        ("fedbn", {"1.weight", "1.bias", "1.running_mean", "1.running_var"}),
+        ("silobn", {"1.running_mean", "1.running_var"}),
+        ("standalone", {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"}),
+    ],
+)
 def test_what_stays_on_a_client(method, stays):
     net = nn.Sequential(nn.Linear(3, 4), norms.BatchNorm(4, spatial=False))
     assert algorithms.build(method).local(net) == stays

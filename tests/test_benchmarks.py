@@ -14,8 +14,21 @@ import torch
 import fedlib as fl
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = {"title": "tiny", "data": "digits", "channels": [4], "kernel": 3, "hidden": [8], "bias": True, "clients": 10,
-        "clients_per_round": 3, "batch_size": 16, "local_steps": None, "local_epochs": 1, "lr": 0.1, "seed": 2}
+TINY = {
+    "title": "tiny",
+    "data": "digits",
+    "channels": [4],
+    "kernel": 3,
+    "hidden": [8],
+    "bias": True,
+    "clients": 10,
+    "clients_per_round": 3,
+    "batch_size": 16,
+    "local_steps": None,
+    "local_epochs": 1,
+    "lr": 0.1,
+    "seed": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +52,26 @@ class Alone:
 
 
 RESNET = {"model": "resnet18", "options": {"norm": "group", "width": 4}}
-TEXT = {"model": "char_transformer", "options": {"dropout": 0.0, "width": 8, "layers": 1, "feedforward": 8},
-        "data": None, "shape": [6], "classes": 5, "images": 20}
+TEXT = {
+    "model": "char_transformer",
+    "options": {"dropout": 0.0, "width": 8, "layers": 1, "feedforward": 8},
+    "data": None,
+    "shape": [6],
+    "classes": 5,
+    "images": 20,
+}
 
 
-@pytest.mark.parametrize("other, layout", [({}, "as written"), ({}, "channels-last"), (RESNET, "as written"),
-                                           (RESNET, "channels-last"), (TEXT, "as written")])
+@pytest.mark.parametrize(
+    "other, layout",
+    [
+        ({}, "as written"),
+        ({}, "channels-last"),
+        (RESNET, "as written"),
+        (RESNET, "channels-last"),
+        (TEXT, "as written"),
+    ],
+)
 def test_fedlib_and_the_plain_loop_do_the_same_work(peers, other, layout, tmp_path, monkeypatch):
     """Unequal clients (but for the text), a sample of them, a last batch that is not full."""
     monkeypatch.setattr(fl.simulate._Federation, "round", fl.simulate._Federation.round)  # put back afterwards
@@ -72,8 +99,11 @@ def test_other_work_is_an_error(peers, monkeypatch):
 
 
 def test_runners_take_turns_and_the_missing_are_named(peers):
-    who = [peers.Contestant("plain", peers.AS_WRITTEN, {"threads": 1}), peers.Contestant("fedlib", peers.CHANNELS_LAST),
-           peers.Contestant("fedlab", peers.AS_WRITTEN)]
+    who = [
+        peers.Contestant("plain", peers.AS_WRITTEN, {"threads": 1}),
+        peers.Contestant("fedlib", peers.CHANNELS_LAST),
+        peers.Contestant("fedlab", peers.AS_WRITTEN),
+    ]
     result = peers.race("tiny", TINY, None, 2, "cpu", who)  # None: no environments of their own, so no FedLab
     assert [line["label"] for line in result["lines"]] == ["plain loop, 1 thread", "fedlib"]
     for line in result["lines"]:
@@ -96,16 +126,19 @@ def test_the_schedule_is_what_fedlib_draws(peers):
             batches = fl.simulate.local_batches(rng, parts[k], 4, local_epochs=1)
             assert [len(b) for b in batches] == [n for n in size[t, slot] if n]
             for step, batch in enumerate(batches):
-                np.testing.assert_array_equal(index[t, slot, step, :len(batch)], batch)
+                np.testing.assert_array_equal(index[t, slot, step, : len(batch)], batch)
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc")
 def test_work_beside_a_turn_is_seen(peers):
     """The others' is all that the cores did, without the session whose turn it is."""
     before = peers.worked(without=-1)
-    burner = subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 0.6: pass\n"
-                               "print(flush=True)\ninput()"], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, start_new_session=True)
+    burner = subprocess.Popen(
+        [sys.executable, "-c", "import time\nwhile time.process_time() < 0.6: pass\nprint(flush=True)\ninput()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
         burner.stdout.readline()
         assert peers.worked(without=-1) - before >= 0.45

@@ -7,8 +7,13 @@ import yaml
 
 from fedlib import algorithms, chapter, claims
 
-SPEC = {"preset": ("quick", "colab", "paper"), "rounds": chapter.integer(1), "lr": chapter.real(above=0),
-        "seeds": chapter.many(int), "clip": chapter.optional(chapter.real(above=0))}
+SPEC = {
+    "preset": ("quick", "colab", "paper"),
+    "rounds": chapter.integer(1),
+    "lr": chapter.real(above=0),
+    "seeds": chapter.many(int),
+    "clip": chapter.optional(chapter.real(above=0)),
+}
 DEFAULTS = {"preset": "quick", "rounds": 30, "lr": 0.1, "seeds": [0, 1], "clip": None}
 
 
@@ -25,19 +30,22 @@ def test_good_parameters_pass():
     assert check(preset="paper", rounds=1, clip=1) == "paper"
 
 
-@pytest.mark.parametrize("injected, message", [
-    ({"round": 5}, "unknown parameter 'round' = 5; did you mean 'rounds'?"),
-    ({"zzz": 5}, "unknown parameter 'zzz' = 5; known parameters: clip, lr, preset, rounds, seeds"),
-    ({"np": 5}, "unknown parameter 'np' = 5"),
-    ({"preset": "papr"}, "parameter 'preset' must be one of 'quick', 'colab', 'paper', got 'papr'"),
-    ({"rounds": 0}, "parameter 'rounds' must be a whole number of at least 1, got 0"),
-    ({"rounds": True}, "parameter 'rounds' must be a whole number"),
-    ({"lr": float("nan")}, "parameter 'lr' must be a finite number above 0, got nan"),
-    ({"lr": "1e-3"}, "parameter 'lr' must be a finite number above 0, got '1e-3'"),
-    ({"seeds": []}, "parameter 'seeds' must be a list, not empty, each of a whole number, got"),
-    ({"seeds": [0.5]}, "parameter 'seeds' must be a list"),
-    ({"clip": -1}, "parameter 'clip' must be None or a finite number above 0, got -1"),
-])
+@pytest.mark.parametrize(
+    "injected, message",
+    [
+        ({"round": 5}, "unknown parameter 'round' = 5; did you mean 'rounds'?"),
+        ({"zzz": 5}, "unknown parameter 'zzz' = 5; known parameters: clip, lr, preset, rounds, seeds"),
+        ({"np": 5}, "unknown parameter 'np' = 5"),
+        ({"preset": "papr"}, "parameter 'preset' must be one of 'quick', 'colab', 'paper', got 'papr'"),
+        ({"rounds": 0}, "parameter 'rounds' must be a whole number of at least 1, got 0"),
+        ({"rounds": True}, "parameter 'rounds' must be a whole number"),
+        ({"lr": float("nan")}, "parameter 'lr' must be a finite number above 0, got nan"),
+        ({"lr": "1e-3"}, "parameter 'lr' must be a finite number above 0, got '1e-3'"),
+        ({"seeds": []}, "parameter 'seeds' must be a list, not empty, each of a whole number, got"),
+        ({"seeds": [0.5]}, "parameter 'seeds' must be a list"),
+        ({"clip": -1}, "parameter 'clip' must be None or a finite number above 0, got -1"),
+    ],
+)
 def test_bad_parameters_are_named(injected, message):
     with pytest.raises(ValueError) as error:
         check(**injected)
@@ -96,7 +104,7 @@ def test_wall_time_counts_what_was_trained_before_an_interruption(monkeypatch):
 def test_tables_show_signs_and_gaps():
     frame = pd.DataFrame({"accuracy": [91.26, None, 0.0], "gain": [3.14, -1.0, -0.04], "rate": ["-1 ± 2 %", None, "x"]})
     html = chapter.table(frame, signed=["gain"]).to_html()
-    cells = re.findall(r'<td [^>]*>([^<]*)</td>', html)
+    cells = re.findall(r"<td [^>]*>([^<]*)</td>", html)
     assert cells == ["91.3", "+3.1", "−1\u00a0±\u00a02\u00a0%", "–", "−1.0", "–", "0.0", "0.0", "x"]
 
 

@@ -13,9 +13,16 @@ GOOD = dict(id="one-class", chapter="02_x", statement="LN helps.", paper="+32.2 
 
 def save(folder, preset="quick", verdict="holds", **changes):
     return claims.save_results(
-        "02_x", preset, folder=folder, claims=[Claim(**{**GOOD, **changes}, verdict=verdict)], seeds=[0, 1],
-        config={"data": "digits", "rounds": 2000}, wall_time=840, tables={"t": pd.DataFrame({"a": [1.0, math.nan]})},
-        curves={"LN": [pd.DataFrame({"round": [1, 2], "accuracy": [0.5, np.inf]})]})
+        "02_x",
+        preset,
+        folder=folder,
+        claims=[Claim(**{**GOOD, **changes}, verdict=verdict)],
+        seeds=[0, 1],
+        config={"data": "digits", "rounds": 2000},
+        wall_time=840,
+        tables={"t": pd.DataFrame({"a": [1.0, math.nan]})},
+        curves={"LN": [pd.DataFrame({"round": [1, 2], "accuracy": [0.5, np.inf]})]},
+    )
 
 
 def test_verdicts_are_explicit():
@@ -26,12 +33,15 @@ def test_verdicts_are_explicit():
         claims.judge(21.3)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"verdict": "true"}, "verdict of claim 'one-class' must be one of holds,"),
-    ({"id": "One class"}, "id must be lower-case words"),
-    ({"paper": " "}, "paper of claim 'one-class' must not be empty"),
-    ({"measured": math.nan}, "cannot be said to hold"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"verdict": "true"}, "verdict of claim 'one-class' must be one of holds,"),
+        ({"id": "One class"}, "id must be lower-case words"),
+        ({"paper": " "}, "paper of claim 'one-class' must not be empty"),
+        ({"measured": math.nan}, "cannot be said to hold"),
+    ],
+)
 def test_bad_claims_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Claim(**{**GOOD, "verdict": "holds", **changes})
@@ -110,24 +120,31 @@ def test_scoreboard_html_links_and_escapes(tmp_path, every):
 def test_scoreboard_html_has_a_table_for_each_chapter(tmp_path):
     save(tmp_path)
     save(tmp_path, "cpu", verdict="does not hold", measured="-1 point")
-    claims.save_results("03_y", "quick", config={}, folder=tmp_path,
-                        claims=[Claim("b", "03_y", "B.", "p", "", "not run")])
+    claims.save_results(
+        "03_y", "quick", config={}, folder=tmp_path, claims=[Claim("b", "03_y", "B.", "p", "", "not run")]
+    )
     table = claims.scoreboard_html(tmp_path, titles={"02_x": "Layers & skew"})
     first, second = table.split("</details>")[:2]
     assert first.count("<details") == 1 and " open>" in first
     assert '<span class="chapter">Layers &amp; skew</span>' in first and "1 does not hold</span></summary>" in first
     assert [name in first for name in ("Ours, quick", "Ours, cpu", "Ours, colab")] == [True, True, False]
-    assert '21.3 <span class="verdict holds">' in first and "<td data-label=\"Ours, cpu\">−1 point</td>" in first
+    assert '21.3 <span class="verdict holds">' in first and '<td data-label="Ours, cpu">−1 point</td>' in first
     assert '<span class="chapter">03_y</span>' in second and "1 was not run" in second and "Ours" not in second
     brief = claims.scoreboard_html(tmp_path, every_preset=False)
     assert " open" not in brief and '−1 point <span class="preset">cpu</span>' in brief
 
 
-@pytest.mark.parametrize("text, shown", [
-    ("3e-16 after 20 rounds", "3·10⁻¹⁶ after 20 rounds"), ("0e+00, 5.0e+00 and 1.5e+03", "0, 5.0 and 1.5·10³"),
-    ("-6.8 points, (-1), LN-G -2", "−6.8 points, (−1), LN-G −2"), ("2026-11-22, 10-12, a-1", "2026-11-22, 10-12, a-1"),
-    ("93.0 ± 2.6 %, β = 0.1", "93.0\u00a0±\u00a02.6\u00a0%, β\u00a0=\u00a00.1"), ("x = y, e+f", "x = y, e+f"),
-])
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("3e-16 after 20 rounds", "3·10⁻¹⁶ after 20 rounds"),
+        ("0e+00, 5.0e+00 and 1.5e+03", "0, 5.0 and 1.5·10³"),
+        ("-6.8 points, (-1), LN-G -2", "−6.8 points, (−1), LN-G −2"),
+        ("2026-11-22, 10-12, a-1", "2026-11-22, 10-12, a-1"),
+        ("93.0 ± 2.6 %, β = 0.1", "93.0\u00a0±\u00a02.6\u00a0%, β\u00a0=\u00a00.1"),
+        ("x = y, e+f", "x = y, e+f"),
+    ],
+)
 def test_numbers_are_typeset(text, shown):
     assert claims.typeset(text) == shown
 

@@ -18,21 +18,73 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 CHAPTERS = sorted(BOOK.glob("[0-9][0-9]_*.ipynb"))
-COLAB = ["ipywidgets==7.7.1", "ipython==7.34.0", "ipykernel==6.17.1", "numpy==2.1.3", "pandas==2.2.2",
-         "matplotlib==3.10.0"]
+COLAB = [
+    "ipywidgets==7.7.1",
+    "ipython==7.34.0",
+    "ipykernel==6.17.1",
+    "numpy==2.1.3",
+    "pandas==2.2.2",
+    "matplotlib==3.10.0",
+]
 SMALL = {  # a few rounds of everything: what is tested is that it runs
     "01_federated_learning": {"rounds": 2, "lrs": [0.4], "seeds": [0], "more_steps": [1, 2]},
-    "02_layer_normalization": {"rounds": 2, "learning_rates": [0.1, 0.3], "widen": False, "seeds": [0],
-                               "side_seeds": [0], "paper_lr": 0.1, "evaluate_every": 1},
-    "03_fedwon": {"rounds": 2, "learning_rates": [0.1, 0.2], "other_rounds": 1, "seeds": [0], "side_rounds": 2,
-                  "batch_images": 8, "batch_rounds": 1, "batch_rates": [0.1], "evaluate_every": 1},
-    "04_fednar": {"rounds": 2, "learning_rates": {"FedAvg": [0.1], "FedAdam": [0.1]}, "weight_decays": [0.01, 0.1],
-                  "seeds": [0], "side_seeds": [0], "side_rates": [0.1], "radii": [1.0, 10.0], "skews": [1.0]},
-    "05_layerwise_depth_dropout": {"phase_rounds": 1, "local_steps": 1, "rates": [0.1], "seeds": [0], "side_seeds": [0],
-                                   "finetune_images": 40, "finetune_epochs": 1, "memory_batch": 2},
-    "06_ln_nonlinearity": {"seeds": [0], "construct_seeds": 1, "rl_images": 60, "rl_width": 16, "rl_sizes": [2, 4, 8],
-                           "rl_epochs": 2, "rl_rates": [0.1], "na_images": 60, "na_epochs": 2, "na_rates": [0.1],
-                           "vit_steps": 3, "fed_rounds": 2, "fed_rates": [0.1], "fed_seeds": [0], "widen": 0},
+    "02_layer_normalization": {
+        "rounds": 2,
+        "learning_rates": [0.1, 0.3],
+        "widen": False,
+        "seeds": [0],
+        "side_seeds": [0],
+        "paper_lr": 0.1,
+        "evaluate_every": 1,
+    },
+    "03_fedwon": {
+        "rounds": 2,
+        "learning_rates": [0.1, 0.2],
+        "other_rounds": 1,
+        "seeds": [0],
+        "side_rounds": 2,
+        "batch_images": 8,
+        "batch_rounds": 1,
+        "batch_rates": [0.1],
+        "evaluate_every": 1,
+    },
+    "04_fednar": {
+        "rounds": 2,
+        "learning_rates": {"FedAvg": [0.1], "FedAdam": [0.1]},
+        "weight_decays": [0.01, 0.1],
+        "seeds": [0],
+        "side_seeds": [0],
+        "side_rates": [0.1],
+        "radii": [1.0, 10.0],
+        "skews": [1.0],
+    },
+    "05_layerwise_depth_dropout": {
+        "phase_rounds": 1,
+        "local_steps": 1,
+        "rates": [0.1],
+        "seeds": [0],
+        "side_seeds": [0],
+        "finetune_images": 40,
+        "finetune_epochs": 1,
+        "memory_batch": 2,
+    },
+    "06_ln_nonlinearity": {
+        "seeds": [0],
+        "construct_seeds": 1,
+        "rl_images": 60,
+        "rl_width": 16,
+        "rl_sizes": [2, 4, 8],
+        "rl_epochs": 2,
+        "rl_rates": [0.1],
+        "na_images": 60,
+        "na_epochs": 2,
+        "na_rates": [0.1],
+        "vit_steps": 3,
+        "fed_rounds": 2,
+        "fed_rates": [0.1],
+        "fed_seeds": [0],
+        "widen": 0,
+    },
 }
 
 
@@ -75,9 +127,18 @@ def test_chapter_runs_as_on_colab(path, colab, tmp_path, monkeypatch):
     known = os.environ.get("JUPYTER_PATH", "")
     monkeypatch.setenv("JUPYTER_PATH", f"{colab / 'share' / 'jupyter'}{os.pathsep}{known}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", parameters={"preset": "colab", **SMALL[path.stem]},
-                               kernel_name="colab", cwd=book, progress_bar=False)
-    outputs = [output for cell in json.loads((tmp_path / "out.ipynb").read_text())["cells"]
-               for output in cell.get("outputs", ())]
+    papermill.execute_notebook(
+        notebook,
+        tmp_path / "out.ipynb",
+        parameters={"preset": "colab", **SMALL[path.stem]},
+        kernel_name="colab",
+        cwd=book,
+        progress_bar=False,
+    )
+    outputs = [
+        output
+        for cell in json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+        for output in cell.get("outputs", ())
+    ]
     shown = [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
     assert all("image/png" in output["data"] for output in shown), "an explorer without its picture"

@@ -119,17 +119,20 @@ GOOD = torch.arange(5.0)[:, None]
 TWO = torch.tensor([0, 1, 0, 1, 0])
 
 
-@pytest.mark.parametrize("points, labels, classes, message", [
-    (GOOD[[0, 1, 2, 1, 4]], torch.tensor([0, 1, 0, 2, 0]), None, "1 and 3 are equal but have the labels 1 and 2"),
-    (GOOD[:, 0], TWO, None, r"points must be a finite float matrix \(m, n\).*\(5,\)"),
-    (GOOD.int(), TWO, None, "int32"),
-    (GOOD[:0], TWO[:0], None, "not empty"),
-    (GOOD / torch.tensor([1.0, 1, 0, 1, 1])[:, None], TWO, None, "1 entries not finite"),
-    (GOOD, TWO[:4], None, r"labels must be int64.*5 points; got \(4,\)"),
-    (GOOD, TWO.float(), None, "labels must be int64.*float32"),
-    (GOOD, TWO - 1, None, "0 or more"),
-    (GOOD, TWO, 1, "labels go up to 1, but classes=1"),
-])
+@pytest.mark.parametrize(
+    "points, labels, classes, message",
+    [
+        (GOOD[[0, 1, 2, 1, 4]], torch.tensor([0, 1, 0, 2, 0]), None, "1 and 3 are equal but have the labels 1 and 2"),
+        (GOOD[:, 0], TWO, None, r"points must be a finite float matrix \(m, n\).*\(5,\)"),
+        (GOOD.int(), TWO, None, "int32"),
+        (GOOD[:0], TWO[:0], None, "not empty"),
+        (GOOD / torch.tensor([1.0, 1, 0, 1, 1])[:, None], TWO, None, "1 entries not finite"),
+        (GOOD, TWO[:4], None, r"labels must be int64.*5 points; got \(4,\)"),
+        (GOOD, TWO.float(), None, "labels must be int64.*float32"),
+        (GOOD, TWO - 1, None, "0 or more"),
+        (GOOD, TWO, 1, "labels go up to 1, but classes=1"),
+    ],
+)
 def test_refusals(points, labels, classes, message):
     with pytest.raises(ValueError, match=message):
         construct.classifier(points, labels, classes)

@@ -22,8 +22,12 @@ def channels_last(x):
 
 def arrays(n=12, m=6, shape=(5, 4, 3), classes=3, seed=0):
     rng = np.random.default_rng(seed)
-    return {"x_train": rng.integers(0, 256, (n, *shape), dtype=np.uint8), "y_train": np.arange(n) % classes,
-            "x_test": rng.integers(0, 256, (m, *shape), dtype=np.uint8), "y_test": np.arange(m) % classes}
+    return {
+        "x_train": rng.integers(0, 256, (n, *shape), dtype=np.uint8),
+        "y_train": np.arange(n) % classes,
+        "x_test": rng.integers(0, 256, (m, *shape), dtype=np.uint8),
+        "y_test": np.arange(m) % classes,
+    }
 
 
 def saved(path, **changes):
@@ -52,6 +56,7 @@ def test_digits_needs_no_folder_and_is_always_the_same_split(tmp_path):
 
 def test_digits_holds_every_image_of_scikit_learn_once():
     from sklearn.datasets import load_digits
+
     d, bunch = data.load("digits"), load_digits()
     ours = torch.cat([d.x_train, d.x_test]).flatten(1).numpy()
     theirs = np.rint(bunch.images.reshape(1797, 64) * 255 / 16).astype(np.uint8)
@@ -74,8 +79,10 @@ def test_constant_channel_normalises_to_zero():
     assert data.prepare(d.x_train, d.mean, d.std)[:, 1].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("layout, shape", [("gray", (1, 5, 4)), ("channels last", (3, 5, 4)),
-                                           ("channels first", (3, 5, 4)), ("gray last", (1, 5, 4))])
+@pytest.mark.parametrize(
+    "layout, shape",
+    [("gray", (1, 5, 4)), ("channels last", (3, 5, 4)), ("channels first", (3, 5, 4)), ("gray last", (1, 5, 4))],
+)
 def test_from_arrays_takes_the_usual_layouts(layout, shape):
     content = arrays(shape=(5, 4, shape[0]))
     want = torch.from_numpy(content["x_train"].copy()).permute(0, 3, 1, 2)
@@ -163,9 +170,16 @@ def augment_reference(x, shift, flip, padding):
 
 
 @quick
-@given(lead=st.lists(st.integers(1, 3), min_size=1, max_size=3), channels=st.sampled_from([1, 2, 3]),
-       height=st.integers(1, 6), width=st.integers(1, 6), padding=st.integers(0, 4), last=st.booleans(),
-       dtype=st.sampled_from([torch.uint8, torch.float32]), seed=st.integers(0, 1000))
+@given(
+    lead=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    channels=st.sampled_from([1, 2, 3]),
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    padding=st.integers(0, 4),
+    last=st.booleans(),
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+    seed=st.integers(0, 1000),
+)
 def test_augment_equals_a_plain_loop(lead, channels, height, width, padding, last, dtype, seed):
     draw = torch.Generator().manual_seed(seed)
     x = torch.randint(1, 256, (*lead, height, width, channels), generator=draw).to(dtype).movedim(-1, -3)
@@ -203,6 +217,7 @@ def test_augment_gives_gradients_to_the_pixels_it_shows():
 
 class Operations(TorchDispatchMode):
     """Counts the operations that compute something (views do not)."""
+
     def __init__(self):
         super().__init__()
         self.names = []
@@ -277,8 +292,9 @@ def distort_reference(image, row, column, height, width, brightness, contrast, s
             y, x = min(max(y, 0), H - 1), min(max(x, 0), W - 1)
             a, b = int(y), int(x)
             c, d = min(a + 1, H - 1), min(b + 1, W - 1)
-            out[:, i, j] = ((1 - (y - a)) * ((1 - (x - b)) * image[:, a, b] + (x - b) * image[:, a, d])
-                            + (y - a) * ((1 - (x - b)) * image[:, c, b] + (x - b) * image[:, c, d]))
+            out[:, i, j] = (1 - (y - a)) * ((1 - (x - b)) * image[:, a, b] + (x - b) * image[:, a, d]) + (y - a) * (
+                (1 - (x - b)) * image[:, c, b] + (x - b) * image[:, c, d]
+            )
     for i in range(H):
         for j in range(W):
             grey = out[:, i, j].sum() / channels
@@ -305,6 +321,7 @@ def test_distort_with_the_view_that_changes_nothing():
 def test_distort_to_half_the_size_is_torchvisions_resized_crop():
     """Inside: at its border a crop knows nothing of the pixels beyond."""
     from torchvision.transforms import functional as TF
+
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     view = UNCHANGED.clone()
     for row, column in ((0, 0), (-0.5, 0.5), (0.25, -0.125)):  # of the centre; the crop begins at pixel 4 + 8 row
@@ -356,8 +373,14 @@ def test_random_views_repeat_with_their_generator():
 
 def test_distort_refuses():
     x, view = torch.rand(4, 3, 8, 8), UNCHANGED.expand(4, 7)
-    for wrong_x, wrong_view in ((x[0], view), ((255 * x).byte(), view), (x, view[:3]), (x, view[:, :6]),
-                                (x[None], view), (x, view[0])):
+    for wrong_x, wrong_view in (
+        (x[0], view),
+        ((255 * x).byte(), view),
+        (x, view[:3]),
+        (x, view[:, :6]),
+        (x[None], view),
+        (x, view[0]),
+    ):
         with pytest.raises(ValueError, match=r"x must be float \(..., B, C, H, W\) and view \(..., B, 7\); got torch"):
             data.distort(wrong_x, wrong_view)
 
@@ -414,6 +437,7 @@ def test_own_npz_file(tmp_path):
 
 class Payload:
     """Unpickling this would make a file; nothing here may ever do so."""
+
     def __init__(self, path):
         self.path = path
 
@@ -434,22 +458,25 @@ X, Y = arrays()["x_train"], arrays()["y_train"]
 NAN = np.where(np.arange(12) == 3, np.nan, Y)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"y_test": None}, "no array 'y_test'; it holds x_train, y_train, x_test and must hold"),
-    ({"x_train": X.astype(np.float32)}, r"x_train must be uint8 .*found float32 of shape \(12, 5, 4, 3\)"),
-    ({"x_train": np.where(X == X[0, 0, 0, 0], np.nan, X)}, "x_train must be uint8.* values that are NaN"),
-    ({"x_train": X[..., :2]}, r"x_train must have shape .*found \(12, 5, 4, 2\)"),
-    ({"x_test": X[0, 0]}, r"x_test must have shape .*found \(4, 3\)"),
-    ({"x_test": X[:0], "y_test": Y[:0]}, r"x_test must have shape .*no empty dimension, found \(0, 5, 4, 3\)"),
-    ({"x_train": X[:, :4]}, r"x_train holds images of \(H, W, C\) = \(4, 4, 3\), x_test of \(5, 4, 3\)"),
-    ({"y_train": Y.astype(np.float64)}, "y_train must be a 1-D array of integers, found float64"),
-    ({"y_train": NAN}, "y_train must be .* found float64 .*with 1 values that are NaN"),
-    ({"y_train": Y[:, None]}, r"y_train must be a 1-D array of integers, found int64 of shape \(12, 1\)"),
-    ({"y_train": Y[:11]}, "y_train has 11 labels but x_train has 12 images"),
-    ({"y_test": np.arange(6) - 1}, "y_test has label -1, out of range"),
-    ({"y_test": np.arange(6)}, "y_test has label 5, out of range: 3 classes take labels 0..2"),
-    ({"y_train": Y + 10**6}, "y_train has label 1000002 but only 12 images"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"y_test": None}, "no array 'y_test'; it holds x_train, y_train, x_test and must hold"),
+        ({"x_train": X.astype(np.float32)}, r"x_train must be uint8 .*found float32 of shape \(12, 5, 4, 3\)"),
+        ({"x_train": np.where(X == X[0, 0, 0, 0], np.nan, X)}, "x_train must be uint8.* values that are NaN"),
+        ({"x_train": X[..., :2]}, r"x_train must have shape .*found \(12, 5, 4, 2\)"),
+        ({"x_test": X[0, 0]}, r"x_test must have shape .*found \(4, 3\)"),
+        ({"x_test": X[:0], "y_test": Y[:0]}, r"x_test must have shape .*no empty dimension, found \(0, 5, 4, 3\)"),
+        ({"x_train": X[:, :4]}, r"x_train holds images of \(H, W, C\) = \(4, 4, 3\), x_test of \(5, 4, 3\)"),
+        ({"y_train": Y.astype(np.float64)}, "y_train must be a 1-D array of integers, found float64"),
+        ({"y_train": NAN}, "y_train must be .* found float64 .*with 1 values that are NaN"),
+        ({"y_train": Y[:, None]}, r"y_train must be a 1-D array of integers, found int64 of shape \(12, 1\)"),
+        ({"y_train": Y[:11]}, "y_train has 11 labels but x_train has 12 images"),
+        ({"y_test": np.arange(6) - 1}, "y_test has label -1, out of range"),
+        ({"y_test": np.arange(6)}, "y_test has label 5, out of range: 3 classes take labels 0..2"),
+        ({"y_train": Y + 10**6}, "y_train has label 1000002 but only 12 images"),
+    ],
+)
 def test_a_bad_array_is_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         data.load(saved(tmp_path / "mine.npz", **change))
@@ -458,7 +485,7 @@ def test_a_bad_array_is_named(tmp_path, change, message):
 
 def test_a_damaged_file_is_named(tmp_path):
     whole = saved(tmp_path / "mine.npz").read_bytes()
-    for damage in [whole[:len(whole) // 2], b"", b"not a zip", whole[:200] + b"\0" * 100 + whole[300:]]:
+    for damage in [whole[: len(whole) // 2], b"", b"not a zip", whole[:200] + b"\0" * 100 + whole[300:]]:
         (tmp_path / "mine.npz").write_bytes(damage)
         with pytest.raises(ValueError, match="mine.npz: cannot be read as an .npz file"):
             data.load(tmp_path / "mine.npz")
@@ -475,6 +502,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 class FakeMNIST:
     """Stands in for torchvision.datasets.MNIST."""
+
     calls: list = []
 
     def __init__(self, root, train, download):
@@ -491,6 +519,7 @@ def failing(error):
 
         def __init__(self, *_, **__):
             raise error
+
     return Failing
 
 
@@ -520,8 +549,10 @@ def test_svhn_and_usps_are_turned_into_the_same_form(monkeypatch, tmp_path):
             self.data, self.labels = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), np.arange(n) % 10
 
     class USPS:
-        split_list = {"train": ("https://a/usps.bz2", "usps.bz2", "1"),
-                      "test": ("https://a/usps.t.bz2", "usps.t.bz2", "2")}
+        split_list = {
+            "train": ("https://a/usps.bz2", "usps.bz2", "1"),
+            "test": ("https://a/usps.t.bz2", "usps.t.bz2", "2"),
+        }
 
         def __init__(self, root, train, download):
             n = 20 if train else 10
@@ -533,8 +564,10 @@ def test_svhn_and_usps_are_turned_into_the_same_form(monkeypatch, tmp_path):
     monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *a: fetched.append(a))
     assert data.load("svhn", root=tmp_path).shape == (3, 32, 32)
     assert data.load("usps", root=tmp_path).shape == (1, 16, 16)
-    assert fetched == [("https://a/usps.bz2", str(tmp_path), "usps.bz2", "1"),
-                       ("https://a/usps.t.bz2", str(tmp_path), "usps.t.bz2", "2")]
+    assert fetched == [
+        ("https://a/usps.bz2", str(tmp_path), "usps.bz2", "1"),
+        ("https://a/usps.t.bz2", str(tmp_path), "usps.t.bz2", "2"),
+    ]
 
 
 def cifar_archive(root, label_bytes):
@@ -549,8 +582,14 @@ def cifar_archive(root, label_bytes):
             info.size = rows.size
             tar.addfile(info, io.BytesIO(rows.tobytes()))
     from torchvision.datasets.utils import calculate_md5
-    read = {"url": "https://example.invalid/c.tar.gz", "md5": calculate_md5(root / "c.tar.gz"),
-            "train": ["c/a.bin", "c/b.bin"], "test": ["c/t.bin"], "label_bytes": label_bytes}
+
+    read = {
+        "url": "https://example.invalid/c.tar.gz",
+        "md5": calculate_md5(root / "c.tar.gz"),
+        "train": ["c/a.bin", "c/b.bin"],
+        "test": ["c/t.bin"],
+        "label_bytes": label_bytes,
+    }
     return read, x, y
 
 
@@ -572,6 +611,7 @@ def test_cifar_archive_with_another_checksum_is_refused(tmp_path):
 def test_cifar_tables_agree_with_torchvision():
     """Names and counts of classes, and that both archives come from the same place."""
     from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
+
     assert len(data.CIFAR10) == 10 and len(data.CIFAR100) == 100 and list(data.CIFAR100) == sorted(data.CIFAR100)
     for name, theirs in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
         assert data.PUBLIC[name].read.keywords["url"] == theirs.url.replace("-python", "-binary")
@@ -587,8 +627,11 @@ def test_missing_without_download_says_how_to_place_it(tmp_path, name):
     assert not any(tmp_path.rglob("*.npz"))
 
 
-@pytest.mark.parametrize("error", [URLError("no route"), OSError("disk full"), RuntimeError("corrupted"),
-                                   EOFError("cut short"), AssertionError()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [URLError("no route"), OSError("disk full"), RuntimeError("corrupted"), EOFError("cut short"), AssertionError()],
+    ids=lambda e: type(e).__name__,
+)
 @pytest.mark.parametrize("name, dataset", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("svhn", "SVHN")])
 def test_failed_download_says_how_to_place_it(monkeypatch, tmp_path, name, dataset, error):
     monkeypatch.setattr(f"torchvision.datasets.{dataset}", failing(error))
@@ -602,6 +645,7 @@ def test_failed_download_says_how_to_place_it(monkeypatch, tmp_path, name, datas
 def test_failed_download_of_a_file_says_how_to_place_it(monkeypatch, tmp_path, name):
     def offline(*_):
         raise URLError("no route")
+
     monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     with pytest.raises(OSError, match=f"'{name}' could not be downloaded or read .*no route"):
         data.load(name, root=tmp_path)
@@ -629,6 +673,7 @@ def test_interrupted_writing_leaves_no_file(monkeypatch, tmp_path):
     def interrupted(file, **_):
         file.write(b"half")
         raise KeyboardInterrupt
+
     monkeypatch.setattr("torchvision.datasets.MNIST", FakeMNIST)
     monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -639,6 +684,7 @@ def test_interrupted_writing_leaves_no_file(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path):
     def refused(*_):
         raise PermissionError("read-only")
+
     monkeypatch.setattr("torchvision.datasets.MNIST", FakeMNIST)
     monkeypatch.setattr(os, "replace", refused)
     with pytest.warns(UserWarning, match="mnist is loaded, but could not be kept as .*read-only"):
@@ -650,8 +696,11 @@ def test_a_folder_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path):
 
 
 def with_domains(**changes):
-    return arrays() | {"domains": ("a", "b"), "domain_train": np.arange(12) // 6,
-                       "domain_test": np.arange(6) // 3} | changes
+    return (
+        arrays()
+        | {"domains": ("a", "b"), "domain_train": np.arange(12) // 6, "domain_test": np.arange(6) // 3}
+        | changes
+    )
 
 
 def test_domains_travel_with_the_data():
@@ -662,13 +711,17 @@ def test_domains_travel_with_the_data():
     assert plain.domains == () and plain.domain_train is None and plain.to("meta").domain_test is None
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"domain_train": np.arange(11) // 6}, "domain_train has 11 labels but x_train has 12 images"),
-    ({"domain_train": np.arange(12) / 6}, "domain_train must be a 1-D array of integers"),
-    ({"domain_test": None}, "domain_test must be a 1-D array of integers"),
-    ({"domain_test": np.arange(6)}, "domain_test has domain 5, out of range: 2 domains"),
-    ({"domain_test": np.zeros(6, int)}, "domain_test has no image of domain 'b'"),
-    ({"domains": ()}, "domain_train needs `domains`")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"domain_train": np.arange(11) // 6}, "domain_train has 11 labels but x_train has 12 images"),
+        ({"domain_train": np.arange(12) / 6}, "domain_train must be a 1-D array of integers"),
+        ({"domain_test": None}, "domain_test must be a 1-D array of integers"),
+        ({"domain_test": np.arange(6)}, "domain_test has domain 5, out of range: 2 domains"),
+        ({"domain_test": np.zeros(6, int)}, "domain_test has no image of domain 'b'"),
+        ({"domains": ()}, "domain_train needs `domains`"),
+    ],
+)
 def test_domains_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         data.from_arrays("two", **with_domains(**changes))

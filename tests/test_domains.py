@@ -12,8 +12,12 @@ quick = settings(max_examples=30, derandomize=True, deadline=None)
 def arrays(n, m, shape, seed=0):
     """Random images of ten classes, as `data.from_arrays` takes them."""
     rng = np.random.default_rng(seed)
-    return {"x_train": rng.integers(0, 256, (n, *shape), dtype=np.uint8), "y_train": np.arange(n) % 10,
-            "x_test": rng.integers(0, 256, (m, *shape), dtype=np.uint8), "y_test": np.arange(m) % 10}
+    return {
+        "x_train": rng.integers(0, 256, (n, *shape), dtype=np.uint8),
+        "y_train": np.arange(n) % 10,
+        "x_test": rng.integers(0, 256, (m, *shape), dtype=np.uint8),
+        "y_test": np.arange(m) % 10,
+    }
 
 
 def test_digit_domains_need_nothing_and_are_always_the_same(tmp_path):
@@ -103,10 +107,17 @@ def test_digits_five_refuses(tmp_path):
         data.load("digits_five", root=tmp_path, domains=("mnist", "syn"))
 
 
-def photographs(root, name="office_caltech_10", domains=("amazon", "caltech", "dslr", "webcam"),
-                classes=("bike", "mug"), each=10, size=(40, 30)):
+def photographs(
+    root,
+    name="office_caltech_10",
+    domains=("amazon", "caltech", "dslr", "webcam"),
+    classes=("bike", "mug"),
+    each=10,
+    size=(40, 30),
+):
     """A small folder tree of pictures; returns its path."""
     from PIL import Image
+
     rng = np.random.default_rng(0)
     for domain in domains:
         for label in classes:
@@ -141,11 +152,13 @@ def test_folders_are_decoded_once(tmp_path, monkeypatch):
 
 def test_folders_pixels_are_pillows(tmp_path):
     from PIL import Image
+
     folder = photographs(tmp_path)
     d = office(tmp_path)
     ours = {bytes(x.permute(1, 2, 0).contiguous().numpy()) for x in torch.cat([d.x_train, d.x_test])}
-    theirs = {np.asarray(Image.open(p).resize((16, 16), Image.Resampling.BILINEAR)).tobytes()
-              for p in folder.rglob("*.jpg")}
+    theirs = {
+        np.asarray(Image.open(p).resize((16, 16), Image.Resampling.BILINEAR)).tobytes() for p in folder.rglob("*.jpg")
+    }
     assert ours == theirs and len(ours) == 80
 
 
@@ -216,7 +229,7 @@ def test_an_empty_class_is_refused(tmp_path):
 def test_damaged_images_are_named_and_left_out_up_to_a_share(tmp_path, damage):
     folder = photographs(tmp_path)
     bad = folder / "webcam" / "bike" / "4.jpg"
-    bad.write_bytes(bad.read_bytes()[:len(bad.read_bytes()) // 2] if damage == "truncated" else damage)
+    bad.write_bytes(bad.read_bytes()[: len(bad.read_bytes()) // 2] if damage == "truncated" else damage)
     with pytest.raises(ValueError, match="1 of 80 images cannot be read .webcam.bike.4.jpg., more than .*0.01"):
         office(tmp_path)
     assert not list(tmp_path.glob("*.npz"))

@@ -41,8 +41,15 @@ class Net(nn.Module):
 
     def __init__(self, norm: str):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), norms.norm_layer(norm, 6, spatial=True), nn.ReLU(),
-                                  nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 7), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3),
+            norms.norm_layer(norm, 6, spatial=True),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(54, 7),
+            nn.ReLU(),
+        )
         self.head = nn.Linear(7, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,8 +62,16 @@ def net(norm: str = "none") -> Net:
 
 
 def fed(data: Data, parts: list, method: str = "fedavg", norm: str = "none", **options) -> simulate.Run:
-    options = {"rounds": ROUNDS, "lr": 0.1, "seed": SEED, "batch_size": BATCH, "precision": "float64",
-               "progress": False, "device": "cpu", **options}
+    options = {
+        "rounds": ROUNDS,
+        "lr": 0.1,
+        "seed": SEED,
+        "batch_size": BATCH,
+        "precision": "float64",
+        "progress": False,
+        "device": "cpu",
+        **options,
+    }
     if not {"local_steps", "local_epochs"} & set(options):
         options["local_epochs"] = 2
     settings = options.pop("settings", {})
@@ -71,9 +86,23 @@ def vector(module: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
 
 
-def plain_loop(start: nn.Module, data: Data, parts: list, method: str, *, K: int, lr: float = 0.1, mu: float = 0.3,
-               clip: float | None = None, weight_decay: float = 0.0, lr_decay: float = 1.0, nar: bool = False,
-               annealing: float = 1.0, weighted: bool = False, **work) -> nn.Module:
+def plain_loop(
+    start: nn.Module,
+    data: Data,
+    parts: list,
+    method: str,
+    *,
+    K: int,
+    lr: float = 0.1,
+    mu: float = 0.3,
+    clip: float | None = None,
+    weight_decay: float = 0.0,
+    lr_decay: float = 1.0,
+    nar: bool = False,
+    annealing: float = 1.0,
+    weighted: bool = False,
+    **work,
+) -> nn.Module:
     """Federated training as the papers' algorithm boxes say it, one client after the other.
 
     With ``nar`` as FedNAR's code does it: half the squared norm of the weights is part of the loss whose gradient is
@@ -104,7 +133,7 @@ def plain_loop(start: nn.Module, data: Data, parts: list, method: str, *, K: int
                     if method == "fedprox":
                         p.grad += mu * (p - q).detach()
                     if method == "scaffold":
-                        p.grad += (c - c_k[k])[offset:offset + p.numel()].view_as(p)
+                        p.grad += (c - c_k[k])[offset : offset + p.numel()].view_as(p)
                     offset += p.numel()
                 if clip is not None:
                     nn.utils.clip_grad_norm_(client.parameters(), clip)
@@ -145,8 +174,15 @@ def plain_loop(start: nn.Module, data: Data, parts: list, method: str, *, K: int
 def test_equals_a_plain_loop(data, parts, method, norm, engine):
     """Unequal clients, a cohort of 3 of 5, epochs that end in a partial batch."""
     expected = plain_loop(net(norm), data, parts, method, K=3, local_epochs=2)
-    got = fed(data, parts, method, norm, clients_per_round=3, engine=engine,
-              settings={"mu": 0.3} if method == "fedprox" else {})
+    got = fed(
+        data,
+        parts,
+        method,
+        norm,
+        clients_per_round=3,
+        engine=engine,
+        settings={"mu": 0.3} if method == "fedprox" else {},
+    )
     assert (everything(got.model()) - everything(expected)).abs().max() < 1e-10
 
 
@@ -159,8 +195,14 @@ def test_equals_a_plain_loop_with_clip_decay_and_annealing(data, parts, engine):
     assert (everything(got.model()) - everything(expected)).abs().max() < 1e-10
 
 
-NAR_BACKBONES = {"fedavg": {}, "fedprox": {"mu": 0.3}, "scaffold": {"weighted": True}, "fedexp": {"eps": 0.0},
-                 "fedavgm": {}, "fedadam_eps": {"eps_decay": 0.9}}
+NAR_BACKBONES = {
+    "fedavg": {},
+    "fedprox": {"mu": 0.3},
+    "scaffold": {"weighted": True},
+    "fedexp": {"eps": 0.0},
+    "fedavgm": {},
+    "fedadam_eps": {"eps_decay": 0.9},
+}
 
 
 @pytest.mark.parametrize("nar", [False, True])
@@ -169,23 +211,57 @@ NAR_BACKBONES = {"fedavg": {}, "fedprox": {"mu": 0.3}, "scaffold": {"weighted": 
 def test_every_backbone_with_decay_outside_and_inside_the_clip_equals_a_plain_loop(data, parts, method, engine, nar):
     """Unequal clients, a cohort of 3 of 5; the radius bites in most steps, the decay is large."""
     options = {"weight_decay": 0.5, "lr_decay": 0.7, "local_steps": 4}
-    expected = plain_loop(net("group"), data, parts, method, K=3, clip=0.8, nar=nar, annealing=0.5 if nar else 1.0,
-                          weighted=method == "scaffold", **options)
+    expected = plain_loop(
+        net("group"),
+        data,
+        parts,
+        method,
+        K=3,
+        clip=0.8,
+        nar=nar,
+        annealing=0.5 if nar else 1.0,
+        weighted=method == "scaffold",
+        **options,
+    )
     algorithm = build(method, **NAR_BACKBONES[method])
     algorithm = algorithms.fednar(algorithm, max_norm=0.8, annealing=0.5) if nar else algorithm
-    got = simulate.run(net("group"), data, parts, algorithm, rounds=ROUNDS, lr=0.1, seed=SEED, batch_size=BATCH,
-                       precision="float64", clients_per_round=3, clip=None if nar else 0.8, engine=engine, device="cpu",
-                       progress=False, **options)
+    got = simulate.run(
+        net("group"),
+        data,
+        parts,
+        algorithm,
+        rounds=ROUNDS,
+        lr=0.1,
+        seed=SEED,
+        batch_size=BATCH,
+        precision="float64",
+        clients_per_round=3,
+        clip=None if nar else 0.8,
+        engine=engine,
+        device="cpu",
+        progress=False,
+        **options,
+    )
     assert (everything(got.model()) - everything(expected)).abs().max() < 1e-10
 
 
 def test_the_radius_of_a_sweep_goes_before_fednars_own(data, parts):
     """A radius that never binds gives plain SGD with weight decay, with the decay inside the clip or outside."""
-    options = {"rounds": 2, "lr": [0.1], "weight_decay": [0.3], "batch_size": BATCH, "local_steps": 3,
-               "precision": "float64", "progress": False, "device": "cpu"}
+    options = {
+        "rounds": 2,
+        "lr": [0.1],
+        "weight_decay": [0.3],
+        "batch_size": BATCH,
+        "local_steps": 3,
+        "precision": "float64",
+        "progress": False,
+        "device": "cpu",
+    }
     nar = algorithms.fednar(algorithms.fedavg(), max_norm=0.5)
-    own, same, wide, none = (everything(run.model()) for run in simulate.sweep(
-        net(), data, parts, nar, clip=[None, 0.5, 1e6, float("inf")], **options))
+    own, same, wide, none = (
+        everything(run.model())
+        for run in simulate.sweep(net(), data, parts, nar, clip=[None, 0.5, 1e6, float("inf")], **options)
+    )
     plain = everything(simulate.sweep(net(), data, parts, **options)[0].model())
     assert torch.equal(own, same)
     assert (own - plain).abs().max() > 1e-3
@@ -194,8 +270,14 @@ def test_the_radius_of_a_sweep_goes_before_fednars_own(data, parts):
 
 def test_the_proximal_weights_of_a_sweep_go_before_fedproxs_own(data, parts):
     """Each of them gives what a run of its own gives; 0 is FedAvg."""
-    options = {"rounds": 2, "batch_size": BATCH, "local_steps": 3, "precision": "float64", "progress": False,
-               "device": "cpu"}
+    options = {
+        "rounds": 2,
+        "batch_size": BATCH,
+        "local_steps": 3,
+        "precision": "float64",
+        "progress": False,
+        "device": "cpu",
+    }
     runs = simulate.sweep(net(), data, parts, algorithms.fedprox(0.5), lr=[0.1, 0.3], mu=[None, 0.0, 2.0], **options)
     settings = [(run.config["lr"], run.config["mu"]) for run in runs]
     assert settings == [(lr, mu) for lr in (0.1, 0.3) for mu in (0.5, 0.0, 2.0)]
@@ -210,17 +292,35 @@ def test_the_proximal_weights_of_a_sweep_go_before_fedproxs_own(data, parts):
 @pytest.mark.parametrize("method", ["fedavg", "scaffold", "scaffold, weighted", "fedexp", "fedbn", "standardised"])
 def test_waves_change_nothing_but_the_memory_they_need(data, parts, method, engine, monkeypatch):
     """Unequal clients, a cohort of 4 of 5 in waves of 2, two seeds; crops drawn as for the whole cohort."""
-    started = nn.Sequential(norms.ScaledWSConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
-                            nn.Linear(144, 4))
-    algorithm = {"scaffold, weighted": algorithms.scaffold(weighted=True),
-                 "standardised": algorithms.fedwon(standardised=started)}.get(method) or build(method)
+    started = nn.Sequential(
+        norms.ScaledWSConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)
+    )
+    algorithm = {
+        "scaffold, weighted": algorithms.scaffold(weighted=True),
+        "standardised": algorithms.fedwon(standardised=started),
+    }.get(method) or build(method)
     trained, train = [], Trainer.__call__
     monkeypatch.setattr(Trainer, "__call__", lambda self, W, *rest: trained.append(len(W)) or train(self, W, *rest))
 
     def sweep(wave: int | None) -> list[simulate.Run]:
-        return simulate.sweep(started, data, parts, algorithm, rounds=3, lr=[0.1], seed=[0, 1], batch_size=BATCH,
-                              local_epochs=1, clients_per_round=4, precision="float64", wave=wave, engine=engine,
-                              augment="flip+crop", device="cpu", progress=False)
+        return simulate.sweep(
+            started,
+            data,
+            parts,
+            algorithm,
+            rounds=3,
+            lr=[0.1],
+            seed=[0, 1],
+            batch_size=BATCH,
+            local_epochs=1,
+            clients_per_round=4,
+            precision="float64",
+            wave=wave,
+            engine=engine,
+            augment="flip+crop",
+            device="cpu",
+            progress=False,
+        )
 
     whole, waves = sweep(None), sweep(3)
     assert trained == [8] * 3 + [4, 4] * 3  # at most 3 at a time are twice 2
@@ -264,8 +364,18 @@ def test_a_wave_is_what_the_free_memory_allows(data, parts, monkeypatch):
     row = 8 * sum(t.numel() for t in net().parameters())
     for free, wave in ((1, 1), (simulate.SHARE * 2 * row * 3, 3), (10**12, 5)):
         monkeypatch.setattr(simulate.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        runs = simulate.sweep(net(), data, parts, rounds=1, lr=[0.1, 0.2], batch_size=BATCH, local_steps=1,
-                              precision="float64", device="cpu", progress=False)
+        runs = simulate.sweep(
+            net(),
+            data,
+            parts,
+            rounds=1,
+            lr=[0.1, 0.2],
+            batch_size=BATCH,
+            local_steps=1,
+            precision="float64",
+            device="cpu",
+            progress=False,
+        )
         assert [run.config["wave"] for run in runs] == [wave, wave]
 
 
@@ -294,8 +404,15 @@ def test_a_run_that_diverges_in_one_wave_keeps_its_state_and_the_other_goes_on(d
 
     monkeypatch.setattr(Trainer, "__call__", counted)
     method = algorithms.replace(algorithms.fedbn(), direction=(falls_ill,))
-    options = {"rounds": 2, "batch_size": BATCH, "local_steps": 2, "wave": 2, "engine": "clients", "device": "cpu",
-               "progress": False}
+    options = {
+        "rounds": 2,
+        "batch_size": BATCH,
+        "local_steps": 2,
+        "wave": 2,
+        "engine": "clients",
+        "device": "cpu",
+        "progress": False,
+    }
     with pytest.warns(UserWarning, match=f"diverged in round 1: .* on client.s. {sick};") as seen:
         broken, fine = simulate.sweep(net("batch"), data, parts, method, lr=[0.3, 0.1], **options)
     assert len(seen) == 1 and broken.diverged and fine.diverged is None
@@ -307,8 +424,16 @@ def test_a_run_that_diverges_in_one_wave_keeps_its_state_and_the_other_goes_on(d
 
 
 def test_small_decay_and_a_ball_that_holds_every_step_make_base_and_fednar_coincide(data, parts):
-    options = {"rounds": ROUNDS, "lr": 0.1, "weight_decay": 1e-3, "clip": 1e3, "batch_size": BATCH, "local_steps": 3,
-               "progress": False, "device": "cpu"}
+    options = {
+        "rounds": ROUNDS,
+        "lr": 0.1,
+        "weight_decay": 1e-3,
+        "clip": 1e3,
+        "batch_size": BATCH,
+        "local_steps": 3,
+        "progress": False,
+        "device": "cpu",
+    }
     for method, settings in NAR_BACKBONES.items():
         base = build(method, **settings)
         outside, inside = (simulate.run(net(), data, parts, a, **options) for a in (base, algorithms.fednar(base)))
@@ -318,14 +443,26 @@ def test_small_decay_and_a_ball_that_holds_every_step_make_base_and_fednar_coinc
 def test_annealing_shrinks_the_decay_alone(data, parts):
     """Without a gradient the weights shrink by 1 - lr wd annealing^t in each step of round t."""
     still = algorithms.Algorithm("still", objective=lambda net, x, y, counts: 0.0 * net(x).sum())
-    run = simulate.run(net(), data, parts, algorithms.fednar(still, max_norm=1e6, annealing=0.5), rounds=3, lr=0.1,
-                       weight_decay=1.0, local_steps=2, batch_size=BATCH, precision="float64", progress=False)
+    run = simulate.run(
+        net(),
+        data,
+        parts,
+        algorithms.fednar(still, max_norm=1e6, annealing=0.5),
+        rounds=3,
+        lr=0.1,
+        weight_decay=1.0,
+        local_steps=2,
+        batch_size=BATCH,
+        precision="float64",
+        progress=False,
+    )
     factor = (1 - 0.1) ** 2 * (1 - 0.05) ** 2 * (1 - 0.025) ** 2
     torch.testing.assert_close(vector(run.model()), factor * vector(net().double()), rtol=1e-12, atol=1e-12)
 
 
-TEXT = {name: "".join(np.random.default_rng(i).choice(list("abcd "), 300))
-        for i, name in enumerate(("Ann", "Bob", "Cy"))}
+TEXT = {
+    name: "".join(np.random.default_rng(i).choice(list("abcd "), 300)) for i, name in enumerate(("Ann", "Bob", "Cy"))
+}
 
 
 @pytest.mark.parametrize("method", ["fedavg", "scaffold"])
@@ -338,9 +475,21 @@ def test_a_text_trains_alike_in_both_engines_and_in_a_plain_loop(method):
         return models.small_char_transformer(data.shape, data.num_classes, width=8, heads=2, feedforward=12)
 
     options = {"rounds": 2, "lr": 0.3, "local_steps": 3, "batch_size": 5, "weight_decay": 0.1, "clip": 0.5}
-    runs = [simulate.run(start(), data, parts, algorithms.fednar(build(method)), engine=engine, precision="float64",
-                         progress=False, device="cpu", test_parts=partition.by_domain(data.domain_test), **options)
-            for engine in ("clients", "stacked")]
+    runs = [
+        simulate.run(
+            start(),
+            data,
+            parts,
+            algorithms.fednar(build(method)),
+            engine=engine,
+            precision="float64",
+            progress=False,
+            device="cpu",
+            test_parts=partition.by_domain(data.domain_test),
+            **options,
+        )
+        for engine in ("clients", "stacked")
+    ]
     assert (everything(runs[0].model()) - everything(runs[1].model())).abs().max() < 1e-10
     assert runs[0].history["client_accuracy"].notna().all()
     model = runs[0].model()
@@ -383,8 +532,10 @@ def test_fedbn_keeps_batch_norm_at_home(data, parts):
                 for k in range(N):
                     own[k].get_parameter(name).data.copy_(mean)
     test_parts = [torch.arange(8 * k, 8 * k + 8) for k in range(N)]
-    right = [(own[k].eval()(data.x_test[p].double() / 255).argmax(1) == data.y_test[p]).double() for k, p in
-             enumerate(test_parts)]
+    right = [
+        (own[k].eval()(data.x_test[p].double() / 255).argmax(1) == data.y_test[p]).double()
+        for k, p in enumerate(test_parts)
+    ]
     for engine in ("clients", "stacked"):
         got = fed(data, parts, "fedbn", "batch", local_steps=3, engine=engine, test_parts=test_parts)
         shared = [n for n, _ in own[0].named_parameters() if not n.startswith("body.1.")]
@@ -394,12 +545,17 @@ def test_fedbn_keeps_batch_norm_at_home(data, parts):
 
 
 LOCAL = {  # method -> what stays on a client: batch norm's parameters, its statistics
-    "fedavg": (False, False), "fedbn": (True, True), "silobn": (False, True), "standalone": (True, True)}
+    "fedavg": (False, False),
+    "fedbn": (True, True),
+    "silobn": (False, True),
+    "standalone": (True, True),
+}
 TESTS = [torch.arange(8 * k, 8 * k + 8) for k in range(N)]
 
 
-def loop_with_local_state(data: Data, parts: list, method: str, cohorts: int = N, frozen_after: int = ROUNDS,
-                          rounds: int = ROUNDS) -> tuple[list[nn.Module], np.ndarray]:
+def loop_with_local_state(
+    data: Data, parts: list, method: str, cohorts: int = N, frozen_after: int = ROUNDS, rounds: int = ROUNDS
+) -> tuple[list[nn.Module], np.ndarray]:
     """One client after the other: what stays, stays; the rest is averaged over the cohort and sent to everyone.
 
     Returns the clients' networks and the accuracy of each one (rounds, clients) on its own test images.
@@ -426,8 +582,12 @@ def loop_with_local_state(data: Data, parts: list, method: str, cohorts: int = N
             mean = sum(n / sum(weights) * state[name] for n, state in zip(weights, states, strict=True))
             for client in own:
                 client.state_dict()[name].copy_(mean)
-        found.append([(own[k].eval()(data.x_test[p].double() / 255).argmax(1) == data.y_test[p]).double().mean().item()
-                      for k, p in enumerate(TESTS)])
+        found.append(
+            [
+                (own[k].eval()(data.x_test[p].double() / 255).argmax(1) == data.y_test[p]).double().mean().item()
+                for k, p in enumerate(TESTS)
+            ]
+        )
     return own, np.array(found)
 
 
@@ -437,8 +597,17 @@ def loop_with_local_state(data: Data, parts: list, method: str, cohorts: int = N
 def test_local_batch_norm_equals_a_loop(data, parts, method, cohort, engine):
     """Every client's network, and its accuracy in every round, also for those who sat out."""
     own, accuracies = loop_with_local_state(data, parts, method, cohort)
-    run = fed(data, parts, method, "batch", local_steps=3, engine=engine, clients_per_round=cohort, test_parts=TESTS,
-              evaluate_every=1)
+    run = fed(
+        data,
+        parts,
+        method,
+        "batch",
+        local_steps=3,
+        engine=engine,
+        clients_per_round=cohort,
+        test_parts=TESTS,
+        evaluate_every=1,
+    )
     for k, client in enumerate(own):
         assert (everything(run.model(k)) - everything(client)).abs().max() < 1e-10
     assert list(run.clients.index) == list(run.history["round"]) == [1, 2, 3]
@@ -518,8 +687,9 @@ def fedwon_loop(data: Data, parts: list, agc: float | None, standardised: bool) 
             if standardised:
                 client.body[0].weight.data = client.body[0].effective_weight().detach()
             states.append(client.state_dict())
-        server.load_state_dict({name: sum(len(parts[k]) / sum(SIZES) * states[k][name] for k in range(N))
-                                for name in states[0]})
+        server.load_state_dict(
+            {name: sum(len(parts[k]) / sum(SIZES) * states[k][name] for k in range(N)) for name in states[0]}
+        )
     return server
 
 
@@ -529,8 +699,21 @@ def test_fedwon_equals_a_loop(data, parts, agc, standardised, engine):
     torch.manual_seed(0)
     start = WSNet()
     method = algorithms.fedwon(agc=agc, standardised=start if standardised else None)
-    run = simulate.run(start, data, parts, method, rounds=ROUNDS, lr=0.1, seed=SEED, batch_size=BATCH, local_epochs=2,
-                       precision="float64", progress=False, device="cpu", engine=engine)
+    run = simulate.run(
+        start,
+        data,
+        parts,
+        method,
+        rounds=ROUNDS,
+        lr=0.1,
+        seed=SEED,
+        batch_size=BATCH,
+        local_epochs=2,
+        precision="float64",
+        progress=False,
+        device="cpu",
+        engine=engine,
+    )
     expected = fedwon_loop(data, parts, agc, standardised)
     assert (everything(run.model()) - everything(expected)).abs().max() < 1e-10
     if agc is not None:  # the clip has done something
@@ -576,7 +759,7 @@ def test_a_full_memory_halves_the_chunk_and_changes_nothing(data, parts, monkeyp
     told = [str(w.message) for w in warned if "does not hold" in str(w.message)]
     expected = {1: [(5, 3), (3, 2), (2, 1)], 2: [(5, 3), (3, 2)]}[fits]
     assert [tuple(int(n) for n in re.findall(r"\d+", message)) for message in told] == expected
-    assert max(sizes[sizes.index(fits):]) <= 3 and max(sizes[-N:]) <= fits  # the rounds after it start small
+    assert max(sizes[sizes.index(fits) :]) <= 3 and max(sizes[-N:]) <= fits  # the rounds after it start small
 
 
 def test_a_memory_too_small_for_one_client_is_an_error(data, parts, monkeypatch):
@@ -596,8 +779,21 @@ def test_more_workers_than_cores_are_pointed_out(data, parts):
 @pytest.mark.filterwarnings("ignore:workers is")
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 def test_any_number_of_workers_gives_the_same_bits(data, parts, engine):
-    runs = [fed(data, parts, "fedprox", "batch", engine=engine, chunk=2, workers=workers, precision="float32",
-                augment="flip+crop", normalise=True) for workers in (1, 2, 3, 4)]
+    runs = [
+        fed(
+            data,
+            parts,
+            "fedprox",
+            "batch",
+            engine=engine,
+            chunk=2,
+            workers=workers,
+            precision="float32",
+            augment="flip+crop",
+            normalise=True,
+        )
+        for workers in (1, 2, 3, 4)
+    ]
     for run in runs[1:]:
         assert torch.equal(everything(run.model()), everything(runs[0].model()))
         assert run.history.equals(runs[0].history)
@@ -618,10 +814,18 @@ def test_the_callers_thread_count_changes_no_bit_and_is_restored(data, parts):
 @pytest.mark.parametrize("method", ["scaffold", "fedexp", "fedadam"])
 def test_a_sweep_gives_what_separate_runs_give(data, parts, method):
     axes = {"lr": [0.05, 0.2], "weight_decay": [0.0, 0.1], "clip": [None, 0.5], "seed": [0, 7]}
-    common = {"rounds": 2, "batch_size": BATCH, "local_steps": 2, "clients_per_round": 3, "precision": "float64",
-              "progress": False, "device": "cpu"}
-    together = simulate.sweep(lambda: Net("batch"), data, parts, build(method), engine="stacked", chunk=7, **axes,
-                              **common)
+    common = {
+        "rounds": 2,
+        "batch_size": BATCH,
+        "local_steps": 2,
+        "clients_per_round": 3,
+        "precision": "float64",
+        "progress": False,
+        "device": "cpu",
+    }
+    together = simulate.sweep(
+        lambda: Net("batch"), data, parts, build(method), engine="stacked", chunk=7, **axes, **common
+    )
     assert [r.config["lr"] for r in together] == [0.05] * 8 + [0.2] * 8
     for run in together[::3]:
         one = {name: run.config[name] for name in axes}
@@ -632,8 +836,17 @@ def test_a_sweep_gives_what_separate_runs_give(data, parts, method):
 
 def test_other_runs_of_a_sweep_do_not_change_a_runs_augmentation(data, parts):
     """Cohorts of unequal clients differ between seeds in their number of steps."""
-    options = {"rounds": 3, "lr": [0.1], "batch_size": BATCH, "local_epochs": 1, "clients_per_round": 1,
-               "augment": "flip+crop", "precision": "float64", "progress": False, "device": "cpu"}
+    options = {
+        "rounds": 3,
+        "lr": [0.1],
+        "batch_size": BATCH,
+        "local_epochs": 1,
+        "clients_per_round": 1,
+        "augment": "flip+crop",
+        "precision": "float64",
+        "progress": False,
+        "device": "cpu",
+    }
     together = simulate.sweep(lambda: Net("none"), data, parts, seed=[0, 1, 2, 3], **options)
     for run in together:
         alone = simulate.sweep(lambda: Net("none"), data, parts, seed=[run.config["seed"]], **options)[0]
@@ -641,8 +854,10 @@ def test_other_runs_of_a_sweep_do_not_change_a_runs_augmentation(data, parts):
 
 
 def test_augmentation_is_the_same_in_both_engines_and_does_something(data, parts):
-    plain, each, stacked = (fed(data, parts, augment=a, engine=e) for a, e in
-                            ((None, "clients"), ("flip+crop", "clients"), ("flip+crop", "stacked")))
+    plain, each, stacked = (
+        fed(data, parts, augment=a, engine=e)
+        for a, e in ((None, "clients"), ("flip+crop", "clients"), ("flip+crop", "stacked"))
+    )
     assert (everything(each.model()) - everything(stacked.model())).abs().max() < 1e-10
     assert (everything(each.model()) - everything(plain.model())).abs().max() > 1e-4
 

@@ -92,15 +92,18 @@ def test_figures_are_closed():
     assert plt.get_fignums() == before
 
 
-@pytest.mark.parametrize("options, message", [
-    ({}, "at least one parameter"),
-    ({"a": []}, "parameter 'a' needs at least one value"),
-    ({"a": [1, 1]}, "values of parameter 'a' must differ"),
-    ({"a": range(16), "b": ["x", "y"]}, "16 a × 2 b = 32 frames, but at most 30"),
-    ({"a": [1], "labels": {"c": "C"}}, r"labels names unknown parameters \['c'\]"),
-    ({"a": [1], "start": {"a": 5}}, r"start of 'a' must be one of \[1\], got 5"),
-    ({"a": [1], "alt": " "}, "alt must say what the picture shows"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "at least one parameter"),
+        ({"a": []}, "parameter 'a' needs at least one value"),
+        ({"a": [1, 1]}, "values of parameter 'a' must differ"),
+        ({"a": range(16), "b": ["x", "y"]}, "16 a × 2 b = 32 frames, but at most 30"),
+        ({"a": [1], "labels": {"c": "C"}}, r"labels names unknown parameters \['c'\]"),
+        ({"a": [1], "start": {"a": 5}}, r"start of 'a' must be one of \[1\], got 5"),
+        ({"a": [1], "alt": " "}, "alt must say what the picture shows"),
+    ],
+)
 def test_bad_input_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         explore(draw, **{"alt": "A line.", **options})
@@ -121,13 +124,24 @@ def test_words_in_an_order_get_a_slider():
 
 
 FRAME = pd.DataFrame({"round": [1, 2], "accuracy": [0.1, 0.5]})
-RUNS = {(0.3, "digits"): {"LN": FRAME, "FN": [FRAME, FRAME]}, (0.1, "digits"): {"LN": FRAME},
-        (0.1, "text"): {"LN": FRAME}}
+RUNS = {
+    (0.3, "digits"): {"LN": FRAME, "FN": [FRAME, FRAME]},
+    (0.1, "digits"): {"LN": FRAME},
+    (0.1, "text"): {"LN": FRAME},
+}
 
 
 def recorded(**options):
-    return explore_runs(RUNS, ("rate", "data"), lambda rate, data: f"{data} at {rate:g}", among="rate", live=True,
-                        scale=100, ylabel="accuracy (%)", **options)
+    return explore_runs(
+        RUNS,
+        ("rate", "data"),
+        lambda rate, data: f"{data} at {rate:g}",
+        among="rate",
+        live=True,
+        scale=100,
+        ylabel="accuracy (%)",
+        **options,
+    )
 
 
 def test_recorded_runs_show_the_chosen_setting_among_its_neighbours():
@@ -145,13 +159,16 @@ def test_recorded_runs_show_the_chosen_setting_among_its_neighbours():
     plt.close("all")
 
 
-@pytest.mark.parametrize("runs, options, message", [
-    ({}, {}, "runs must hold at least one setting"),
-    ({(0.1,): {"LN": FRAME}}, {}, r"a setting must be a tuple of 2 values \(rate, data\), got \(0.1,\)"),
-    ({0.1: {"LN": FRAME}}, {}, "a setting must be a tuple of 2 values"),
-    (RUNS, {"among": "seed"}, "among must be one of rate, data, got 'seed'"),
-    (RUNS, {"start": {"rate": 9}}, "start of 'rate' must be one of"),
-])
+@pytest.mark.parametrize(
+    "runs, options, message",
+    [
+        ({}, {}, "runs must hold at least one setting"),
+        ({(0.1,): {"LN": FRAME}}, {}, r"a setting must be a tuple of 2 values \(rate, data\), got \(0.1,\)"),
+        ({0.1: {"LN": FRAME}}, {}, "a setting must be a tuple of 2 values"),
+        (RUNS, {"among": "seed"}, "among must be one of rate, data, got 'seed'"),
+        (RUNS, {"start": {"rate": 9}}, "start of 'rate' must be one of"),
+    ],
+)
 def test_bad_recorded_runs_are_refused(runs, options, message):
     with pytest.raises(ValueError, match=message):
         explore_runs(runs, ("rate", "data"), lambda **_: "words", **{"among": "rate", "live": True, **options})

@@ -23,9 +23,13 @@ SIZES = (6, 10, 7)  # unequal; no epoch ends with a batch of one image
 @pytest.fixture(scope="module")
 def noise() -> data.Data:
     rng = np.random.default_rng(0)
-    return data.from_arrays("noise", rng.integers(0, 256, (sum(SIZES), 8, 8, 1), dtype=np.uint8),
-                            np.arange(sum(SIZES)) % 3, rng.integers(0, 256, (9, 8, 8, 1), dtype=np.uint8),
-                            np.arange(9) % 3)
+    return data.from_arrays(
+        "noise",
+        rng.integers(0, 256, (sum(SIZES), 8, 8, 1), dtype=np.uint8),
+        np.arange(sum(SIZES)) % 3,
+        rng.integers(0, 256, (9, 8, 8, 1), dtype=np.uint8),
+        np.arange(9) % 3,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,17 @@ def start(depth: int = DEPTH) -> models.Classifier:
 
 
 def fed(noise, parts, method, *, make=start, **options) -> simulate.Run:
-    options = {"rounds": 1, "lr": 0.3, "seed": SEED, "batch_size": BATCH, "precision": "float64", "evaluate_every": 1,
-               "progress": False, "device": "cpu", **options}
+    options = {
+        "rounds": 1,
+        "lr": 0.3,
+        "seed": SEED,
+        "batch_size": BATCH,
+        "precision": "float64",
+        "evaluate_every": 1,
+        "progress": False,
+        "device": "cpu",
+        **options,
+    }
     if "local_steps" not in options:
         options.setdefault("local_epochs", 1)
     return simulate.run(make, noise, parts, method, **options)
@@ -113,8 +126,21 @@ def test_contrastive_loss_reaches_every_parameter():
 # --- a plain loop ---
 
 
-def plain_loop(noise, parts, plan, rounds: int, total: int, running, *, K: int, method: str = "fedavg",
-               lr: float = 0.3, clip: float | None = None, weight_decay: float = 0.0, **work) -> nn.Module:
+def plain_loop(
+    noise,
+    parts,
+    plan,
+    rounds: int,
+    total: int,
+    running,
+    *,
+    K: int,
+    method: str = "fedavg",
+    lr: float = 0.3,
+    clip: float | None = None,
+    weight_decay: float = 0.0,
+    **work,
+) -> nn.Module:
     """Rounds of layer-wise training, one client and one block after the other. ``running(t)``: the blocks of round t.
 
     What does not learn is in no optimiser, in no norm and in no server's memory.
@@ -147,7 +173,7 @@ def plain_loop(noise, parts, plan, rounds: int, total: int, running, *, K: int, 
             sgd = torch.optim.SGD(own, lr=lr, weight_decay=0.0 if method == "fednar" else weight_decay)
             for step, batch in enumerate(batches[i]):
                 twice = torch.from_numpy(batch).repeat_interleave(2)
-                loss = loss_of_views(forward(client, data.distort(x[twice], views[i, step, :len(twice)])), TAU)
+                loss = loss_of_views(forward(client, data.distort(x[twice], views[i, step, : len(twice)])), TAU)
                 if method == "fednar":
                     loss = loss + weight_decay / 2 * sum(p.square().sum() for p in own)
                 if method == "fedprox":
@@ -173,8 +199,13 @@ PLANS = {  # plan, budget, and which blocks run in phase s where that leaves no 
     "progressive": (phases(DEPTH, progressive=True), 2, [(1,), (1, 2), (1, 3), (1, 4)]),
     "end to end": (phases(DEPTH, active=DEPTH), None, [(1, 2, 3, 4)]),
 }
-METHODS = {"fedavg": {}, "fedprox": {}, "fedavgm": {}, "clip and decay": {"clip": 0.5, "weight_decay": 0.4},
-           "fednar": {"clip": 0.5, "weight_decay": 0.4}}
+METHODS = {
+    "fedavg": {},
+    "fedprox": {},
+    "fedavgm": {},
+    "clip and decay": {"clip": 0.5, "weight_decay": 0.4},
+    "fednar": {"clip": 0.5, "weight_decay": 0.4},
+}
 
 
 def build(method: str, **options) -> algorithms.Algorithm:
@@ -182,22 +213,48 @@ def build(method: str, **options) -> algorithms.Algorithm:
     base = simclr(TAU, **options)
     if method in ("fedprox", "fedavgm"):
         other = algorithms.build(method, **({"mu": 0.3} if method == "fedprox" else {"momentum": 0.9}))
-        return algorithms.replace(base, direction=other.direction, server=other.server,
-                                  server_memory=other.server_memory)
+        return algorithms.replace(
+            base, direction=other.direction, server=other.server, server_memory=other.server_memory
+        )
     return algorithms.fednar(base) if method == "fednar" else base
 
 
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
-@pytest.mark.parametrize("plan, method", [*(("one block", method) for method in METHODS), ("two blocks", "fedavg"),
-                                          ("progressive", "fedavgm"), ("progressive", "fednar"),
-                                          ("end to end", "fedavg")])
+@pytest.mark.parametrize(
+    "plan, method",
+    [
+        *(("one block", method) for method in METHODS),
+        ("two blocks", "fedavg"),
+        ("progressive", "fedavgm"),
+        ("progressive", "fednar"),
+        ("end to end", "fedavg"),
+    ],
+)
 def test_a_layerwise_run_equals_a_plain_loop(noise, parts, plan, method, engine):
     """Unequal clients, a cohort of 2 of 3, epochs that end in a smaller batch, blocks that are left out."""
     blocks, budget, running = PLANS[plan]
-    expected = plain_loop(noise, parts, blocks, 1, len(blocks), lambda t: running[t], K=2, method=method,
-                          local_epochs=1, **METHODS[method])
-    got = fed(noise, parts, layerwise(build(method), blocks, 1, budget), rounds=len(blocks), clients_per_round=2,
-              engine=engine, workers=1, **METHODS[method])
+    expected = plain_loop(
+        noise,
+        parts,
+        blocks,
+        1,
+        len(blocks),
+        lambda t: running[t],
+        K=2,
+        method=method,
+        local_epochs=1,
+        **METHODS[method],
+    )
+    got = fed(
+        noise,
+        parts,
+        layerwise(build(method), blocks, 1, budget),
+        rounds=len(blocks),
+        clients_per_round=2,
+        engine=engine,
+        workers=1,
+        **METHODS[method],
+    )
     assert (vector(got.model()) - vector(expected)).abs().max() < 1e-10
 
 
@@ -215,8 +272,20 @@ def test_depth_dropout_alone_equals_a_plain_loop(noise, parts):
 def test_any_number_of_workers_gives_the_same_bits(noise, parts, engine, monkeypatch):
     monkeypatch.setattr(simulate, "cores", lambda: 2)
     method = layerwise(simclr(), phases(DEPTH), 1, budget=2)
-    one, two = (fed(noise, parts, method, rounds=DEPTH, engine=engine, workers=workers, precision="float32", chunk=1,
-                    weight_decay=0.1) for workers in (1, 2))
+    one, two = (
+        fed(
+            noise,
+            parts,
+            method,
+            rounds=DEPTH,
+            engine=engine,
+            workers=workers,
+            precision="float32",
+            chunk=1,
+            weight_decay=0.1,
+        )
+        for workers in (1, 2)
+    )
     assert torch.equal(vector(one.model()), vector(two.model())) and one.history.equals(two.history)
 
 
@@ -251,10 +320,21 @@ def at_places(row: torch.Tensor) -> dict[object, torch.Tensor]:
 
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 @pytest.mark.parametrize("method", METHODS)
-def test_frozen_parameters_stand_still_to_the_bit_and_dropped_blocks_are_not_called(noise, parts, watched, method,
-                                                                                    engine):
-    fed(noise, parts, layerwise(build(method), phases(DEPTH), 2, budget=2), rounds=2 * DEPTH, local_epochs=1,
-        engine=engine, chunk=len(parts), precision="float32", workers=1, **METHODS[method])
+def test_frozen_parameters_stand_still_to_the_bit_and_dropped_blocks_are_not_called(
+    noise, parts, watched, method, engine
+):
+    fed(
+        noise,
+        parts,
+        layerwise(build(method), phases(DEPTH), 2, budget=2),
+        rounds=2 * DEPTH,
+        local_epochs=1,
+        engine=engine,
+        chunk=len(parts),
+        precision="float32",
+        workers=1,
+        **METHODS[method],
+    )
     steps = sum(math.ceil(n / BATCH) for n in SIZES)
     for t, seen in enumerate(watched):
         s = t // 2 + 1
@@ -275,8 +355,11 @@ def test_frozen_blocks_run_without_a_graph_and_dropped_ones_get_no_gradient():
     contrastive()(net, torch.rand(4, *SHAPE), None, None).backward()
     assert list(graph) == list(net.body.running) and len(graph) == 3
     assert [block for block, has_graph in graph.items() if has_graph] == [DEPTH]
-    assert {name.split(".")[2] if "blocks" in name else name.split(".")[0] for name, p in net.named_parameters()
-            if p.grad is not None} == {str(DEPTH - 1), "head"}
+    assert {
+        name.split(".")[2] if "blocks" in name else name.split(".")[0]
+        for name, p in net.named_parameters()
+        if p.grad is not None
+    } == {str(DEPTH - 1), "head"}
 
 
 @pytest.mark.parametrize("budget", [None, 2, 3])
@@ -317,8 +400,15 @@ def test_a_network_given_with_frozen_parameters_keeps_them(noise, parts):
 
 
 def test_a_stage_keeps_its_mask_where_a_captured_graph_reads_it(noise):
-    trainer = cohort.Trainer(encoder(), contrastive(), algorithms.Algorithm.direction, plain=False,
-                             images=noise.x_train, labels=noise.y_train, normalisation=None)
+    trainer = cohort.Trainer(
+        encoder(),
+        contrastive(),
+        algorithms.Algorithm.direction,
+        plain=False,
+        images=noise.x_train,
+        labels=noise.y_train,
+        normalisation=None,
+    )
     method = layerwise(simclr(), phases(DEPTH), 2)
     trainer.switch(lambda net: method.begin_round(net, 2))
     mask, graphs = trainer.frozen, trainer.graphs
@@ -358,13 +448,20 @@ def stage(method, t: int, depth: int, net: nn.Module | None = None) -> dict:
     numbers = {f"body.blocks.{i}.weight": i + 1 for i in range(depth)}
     learning = {i + 1 for i, block in enumerate(net.body.blocks) if all(p.requires_grad for p in block.parameters())}
     assert all(p.requires_grad for p in net.head.parameters())
-    return {"running": net.body.running, "learning": learning, "grown": net.body.grown,
-            "absent": {numbers[name] for name in method.absent(net)},
-            "patches": all(p.requires_grad for p in net.body.patches.parameters())}
+    return {
+        "running": net.body.running,
+        "learning": learning,
+        "grown": net.body.grown,
+        "absent": {numbers[name] for name in method.absent(net)},
+        "patches": all(p.requires_grad for p in net.body.patches.parameters()),
+    }
 
 
-plans = st.integers(1, 8).flatmap(lambda depth: st.sampled_from([a for a in range(1, depth + 1) if depth % a == 0])
-                                  .map(lambda active: (depth, active)))
+plans = st.integers(1, 8).flatmap(
+    lambda depth: st.sampled_from([a for a in range(1, depth + 1) if depth % a == 0]).map(
+        lambda active: (depth, active)
+    )
+)
 
 
 @settings(max_examples=40, derandomize=True, deadline=None)
@@ -390,9 +487,15 @@ def test_which_blocks_run_and_learn(shape, progressive, rounds, seed, share):
         assert now["patches"] == (progressive or s == 0)
 
 
-@pytest.mark.parametrize("plan, budget, t, droppable", [
-    (phases(6), 3, 5, {2, 3, 4, 5}), (phases(6, active=2), 4, 2, {2, 3, 4}),
-    (phases(6, progressive=True), 3, 5, {2, 3, 4, 5}), (phases(6, active=6), 3, 0, {2, 3, 4, 5, 6})])
+@pytest.mark.parametrize(
+    "plan, budget, t, droppable",
+    [
+        (phases(6), 3, 5, {2, 3, 4, 5}),
+        (phases(6, active=2), 4, 2, {2, 3, 4}),
+        (phases(6, progressive=True), 3, 5, {2, 3, 4, 5}),
+        (phases(6, active=6), 3, 0, {2, 3, 4, 5, 6}),
+    ],
+)
 def test_every_older_block_is_left_out_sometimes_and_evenly(plan, budget, t, droppable):
     method, left_out, draws = layerwise(simclr(), plan, 1000, budget), Counter(), 400
     for draw in range(draws):
@@ -404,8 +507,9 @@ def test_every_older_block_is_left_out_sometimes_and_evenly(plan, budget, t, dro
 
 def test_what_is_left_out_is_a_function_of_seed_and_round():
     plan, order = phases(6), np.random.default_rng(0).permutation(60)
-    drawn = {seed: [stage(layerwise(simclr(), plan, 5, 3, seed), t, 6)["running"] for t in range(60)]
-             for seed in (0, 1)}
+    drawn = {
+        seed: [stage(layerwise(simclr(), plan, 5, 3, seed), t, 6)["running"] for t in range(60)] for seed in (0, 1)
+    }
     again, net = layerwise(simclr(0.1), plan, 5, 3, seed=1), Stack(6)
     assert {t: stage(again, t, 6, net)["running"] for t in order} == dict(enumerate(drawn[1]))
     assert drawn[0] != drawn[1] and len(set(drawn[0][30:])) > 3
@@ -446,14 +550,23 @@ def test_a_finished_checkpoint_gives_the_network_of_its_phase(noise, parts, tmp_
 def test_a_sweep_gives_what_separate_runs_give(noise, parts):
     """Cohorts of unequal clients differ between seeds in their number of steps and in their largest batch."""
     method = layerwise(simclr(), phases(DEPTH), 1, budget=2)
-    options = {"rounds": DEPTH, "batch_size": 8, "local_epochs": 2, "clients_per_round": 1, "precision": "float64",
-               "progress": False, "device": "cpu", "evaluate_every": 1}
+    options = {
+        "rounds": DEPTH,
+        "batch_size": 8,
+        "local_epochs": 2,
+        "clients_per_round": 1,
+        "precision": "float64",
+        "progress": False,
+        "device": "cpu",
+        "evaluate_every": 1,
+    }
     axes = {"lr": [0.1, 0.3], "weight_decay": [0.0, 0.1], "seed": [0, 1, 2]}
     together = simulate.sweep(encoder, noise, parts, method, engine="stacked", chunk=5, **axes, **options)
     assert len(together) == 12
     for run in together[::5]:
-        alone = simulate.run(encoder, noise, parts, method, engine="clients",
-                             **{name: run.config[name] for name in axes}, **options)
+        alone = simulate.run(
+            encoder, noise, parts, method, engine="clients", **{name: run.config[name] for name in axes}, **options
+        )
         assert (vector(run.model()) - vector(alone.model())).abs().max() < 1e-10
         pd.testing.assert_frame_equal(run.history, alone.history, rtol=1e-9)
 
@@ -472,16 +585,23 @@ def test_the_model_of_an_unfinished_run_ends_at_the_newest_block(noise, parts, r
         h = block(h)
     torch.testing.assert_close(model(x), model.head(h.mean(1)), rtol=0, atol=0)
     untouched = start().double()
-    assert [torch.equal(vector(a), vector(b)) for a, b in
-            zip(model.body.blocks, untouched.body.blocks, strict=True)] == [b > grown for b in range(1, DEPTH + 1)]
+    assert [
+        torch.equal(vector(a), vector(b)) for a, b in zip(model.body.blocks, untouched.body.blocks, strict=True)
+    ] == [b > grown for b in range(1, DEPTH + 1)]
 
 
 def test_after_depth_dropout_alone_the_last_blocks_are_back(noise, parts):
     """With labels, so that the history shows it: the accuracy is that of the whole network."""
     method = layerwise(algorithms.fedavg(), phases(DEPTH, active=DEPTH), 1, budget=2)
     t = next(t for t in range(20) if DEPTH not in stage(method, t, DEPTH)["running"])
-    run = fed(noise, parts, method, make=lambda: models.vit_tiny(SHAPE, 3, width=8, depth=DEPTH, heads=2),
-              rounds=t + 1, local_steps=1)
+    run = fed(
+        noise,
+        parts,
+        method,
+        make=lambda: models.vit_tiny(SHAPE, 3, width=8, depth=DEPTH, heads=2),
+        rounds=t + 1,
+        local_steps=1,
+    )
     model, x = run.model(), noise.x_test.double() / 255
     h = model.body.patches(x)
     for block in model.body.blocks:
@@ -502,34 +622,39 @@ def test_the_callers_network_is_left_as_it_was(noise, parts):
 # --- bad input ---
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: phases(6, active=4), "active must divide the depth 6, got 4"),
-    (lambda: phases(6, active=0), "active must divide the depth 6, got 0"),
-    (lambda: layerwise(simclr(), [], 1), "plan must have at least one phase, got none"),
-    (lambda: layerwise(simclr(), [[1], [3]], 1), "plan must go on with block 2 in phase 2 and skip none, got [3]"),
-    (lambda: layerwise(simclr(), [[1, 3]], 1), "plan must go on with block 1 in phase 1 and skip none, got [1, 3]"),
-    (lambda: layerwise(simclr(), [[2], [1]], 1), "plan must go on with block 1 in phase 1 and skip none, got [2]"),
-    (lambda: layerwise(simclr(), [[1], [1]], 1), "plan must go on with block 2 in phase 2 and skip none, got [1]"),
-    (lambda: layerwise(simclr(), [[1], []], 1), "plan must go on with block 2 in phase 2 and skip none, got []"),
-    (lambda: layerwise(simclr(), [[0, 1]], 1), "plan must go on with block 1 in phase 1 and skip none, got [0, 1]"),
-    (lambda: layerwise(simclr(), phases(4), 0), "rounds must be a whole number of at least 1, got 0"),
-    (lambda: layerwise(simclr(), phases(4), 2.5), "rounds must be a whole number of at least 1, got 2.5"),
-    (lambda: layerwise(simclr(), phases(4), True), "rounds must be a whole number of at least 1, got True"),
-    (lambda: layerwise(simclr(), phases(4), 1, seed=-1), "seed must be a whole number of at least 0, got -1"),
-    (lambda: layerwise(simclr(), phases(4), 1, 1), "number of blocks from 2 (block 1 and the newest always run) to the "
-                                                   "depth 4, got 1"),
-    (lambda: layerwise(simclr(), phases(4), 1, 5), "to the depth 4, got 5"),
-    (lambda: layerwise(simclr(), phases(4), 1, 2.5), "to the depth 4, got 2.5"),
-    (lambda: layerwise(simclr(), phases(4, active=2), 1, 2), "budget must be a number of blocks from 3 "),
-    (lambda: layerwise(simclr(), phases(4, active=4), 1, 1), "budget must be a number of blocks from 2 "),
-    (lambda: layerwise(layerwise(simclr(), phases(4), 1), phases(4), 1), "got 'SimCLR, layer-wise'"),
-    (lambda: layerwise(algorithms.fixbn(after=1), phases(4), 1), "must not prepare its rounds itself, got 'FixBN'"),
-    (lambda: simclr(tau=0), "tau must be a positive finite number, got 0"),
-    (lambda: contrastive(tau=math.nan), "tau must be a positive finite number, got nan"),
-    (lambda: simclr(smallest=0), "smallest must be a positive finite number, got 0"),
-    (lambda: simclr(smallest=1.5), "smallest must lie in [0, 1], got 1.5"),
-    (lambda: simclr(colour=-0.1), "colour must lie in [0, 1], got -0.1"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: phases(6, active=4), "active must divide the depth 6, got 4"),
+        (lambda: phases(6, active=0), "active must divide the depth 6, got 0"),
+        (lambda: layerwise(simclr(), [], 1), "plan must have at least one phase, got none"),
+        (lambda: layerwise(simclr(), [[1], [3]], 1), "plan must go on with block 2 in phase 2 and skip none, got [3]"),
+        (lambda: layerwise(simclr(), [[1, 3]], 1), "plan must go on with block 1 in phase 1 and skip none, got [1, 3]"),
+        (lambda: layerwise(simclr(), [[2], [1]], 1), "plan must go on with block 1 in phase 1 and skip none, got [2]"),
+        (lambda: layerwise(simclr(), [[1], [1]], 1), "plan must go on with block 2 in phase 2 and skip none, got [1]"),
+        (lambda: layerwise(simclr(), [[1], []], 1), "plan must go on with block 2 in phase 2 and skip none, got []"),
+        (lambda: layerwise(simclr(), [[0, 1]], 1), "plan must go on with block 1 in phase 1 and skip none, got [0, 1]"),
+        (lambda: layerwise(simclr(), phases(4), 0), "rounds must be a whole number of at least 1, got 0"),
+        (lambda: layerwise(simclr(), phases(4), 2.5), "rounds must be a whole number of at least 1, got 2.5"),
+        (lambda: layerwise(simclr(), phases(4), True), "rounds must be a whole number of at least 1, got True"),
+        (lambda: layerwise(simclr(), phases(4), 1, seed=-1), "seed must be a whole number of at least 0, got -1"),
+        (
+            lambda: layerwise(simclr(), phases(4), 1, 1),
+            "number of blocks from 2 (block 1 and the newest always run) to the depth 4, got 1",
+        ),
+        (lambda: layerwise(simclr(), phases(4), 1, 5), "to the depth 4, got 5"),
+        (lambda: layerwise(simclr(), phases(4), 1, 2.5), "to the depth 4, got 2.5"),
+        (lambda: layerwise(simclr(), phases(4, active=2), 1, 2), "budget must be a number of blocks from 3 "),
+        (lambda: layerwise(simclr(), phases(4, active=4), 1, 1), "budget must be a number of blocks from 2 "),
+        (lambda: layerwise(layerwise(simclr(), phases(4), 1), phases(4), 1), "got 'SimCLR, layer-wise'"),
+        (lambda: layerwise(algorithms.fixbn(after=1), phases(4), 1), "must not prepare its rounds itself, got 'FixBN'"),
+        (lambda: simclr(tau=0), "tau must be a positive finite number, got 0"),
+        (lambda: contrastive(tau=math.nan), "tau must be a positive finite number, got nan"),
+        (lambda: simclr(smallest=0), "smallest must be a positive finite number, got 0"),
+        (lambda: simclr(smallest=1.5), "smallest must lie in [0, 1], got 1.5"),
+        (lambda: simclr(colour=-0.1), "colour must lie in [0, 1], got -0.1"),
+    ],
+)
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
@@ -540,15 +665,16 @@ def test_a_base_that_is_no_algorithm_is_refused():
         layerwise(simclr, phases(4), 1)
 
 
-@pytest.mark.parametrize("make, there", [(lambda: encoder(3), "3"),
-                                         (lambda: models.mlp(SHAPE, 6, hidden=(4,)), "no")])
+@pytest.mark.parametrize("make, there", [(lambda: encoder(3), "3"), (lambda: models.mlp(SHAPE, 6, hidden=(4,)), "no")])
 def test_a_network_that_does_not_fit_the_plan_is_refused(noise, parts, make, there):
     with pytest.raises(ValueError, match=rf"the plan is for 4 blocks, but the network has {there} blocks .*depth=4"):
         fed(noise, parts, layerwise(simclr(), phases(4), 1), make=make)
 
 
-@pytest.mark.parametrize("options, lone", [({"batch_size": 1}, "0, 1, 2"), ({"batch_size": 3}, "1, 2"),
-                                           ({"batch_size": 1, "local_steps": 1}, "0, 1, 2")])
+@pytest.mark.parametrize(
+    "options, lone",
+    [({"batch_size": 1}, "0, 1, 2"), ({"batch_size": 3}, "1, 2"), ({"batch_size": 1, "local_steps": 1}, "0, 1, 2")],
+)
 def test_batches_of_one_image_are_refused(noise, parts, options, lone):
     """Of a batch size of 1, and of an epoch that leaves one image over."""
     message = f"'SimCLR' compares .* with batch_size {options['batch_size']} client(s) {lone} would .* at least 2"

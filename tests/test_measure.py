@@ -53,8 +53,9 @@ def test_batches_make_no_difference(model, x):
     torch.testing.assert_close(measure.features(model, x), model.body(x).detach())
     assert not measure.features(model, x).requires_grad
     np.testing.assert_allclose(measure.feature_norms(model, x), np.linalg.norm(model.body(x).detach(), axis=1), 1e-5)
-    np.testing.assert_allclose(measure.class_weight_norms(model), np.linalg.norm(model.head.weight.detach(), axis=1),
-                               1e-6)
+    np.testing.assert_allclose(
+        measure.class_weight_norms(model), np.linalg.norm(model.head.weight.detach(), axis=1), 1e-6
+    )
 
 
 def test_mode_and_statistics_are_left_alone(x):
@@ -256,17 +257,20 @@ def test_groups_of_four_bend_most():
         assert measure.nonlinearity_ratio(d, d // 3) >= 1 if d % 3 == 0 else True
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: measure.ssr(torch.zeros(4, 2), torch.zeros(4).long()), "two different points at least; got 4 equal"),
-    (lambda: measure.lssr(torch.tensor([[1.0], [math.inf]]), torch.tensor([0, 1])), "1 entries not finite"),
-    (lambda: measure.lssr(torch.ones(2, 1).int(), torch.tensor([0, 1])), "finite float matrix.*int32"),
-    (lambda: measure.ssr(torch.rand(4, 2), torch.zeros(3).long()), r"y must be int64.*got \(3,\)"),
-    (lambda: measure.ln_nonlinearity(torch.rand(6), 4), "groups must divide the entries"),
-    (lambda: measure.ln_nonlinearity(torch.rand(6), 6), "two or more each; got 6"),
-    (lambda: measure.ln_nonlinearity(torch.tensor([1.0, 1, 1, 2, 3, 4]), 2), "x must vary inside every group"),
-    (lambda: measure.nonlinearity_ratio(12, 5), "groups must divide d.*groups=5, d=12"),
-    (lambda: measure.nonlinearity_ratio(2, 1), "groups=1, d=2"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: measure.ssr(torch.zeros(4, 2), torch.zeros(4).long()), "two different points at least; got 4 equal"),
+        (lambda: measure.lssr(torch.tensor([[1.0], [math.inf]]), torch.tensor([0, 1])), "1 entries not finite"),
+        (lambda: measure.lssr(torch.ones(2, 1).int(), torch.tensor([0, 1])), "finite float matrix.*int32"),
+        (lambda: measure.ssr(torch.rand(4, 2), torch.zeros(3).long()), r"y must be int64.*got \(3,\)"),
+        (lambda: measure.ln_nonlinearity(torch.rand(6), 4), "groups must divide the entries"),
+        (lambda: measure.ln_nonlinearity(torch.rand(6), 6), "two or more each; got 6"),
+        (lambda: measure.ln_nonlinearity(torch.tensor([1.0, 1, 1, 2, 3, 4]), 2), "x must vary inside every group"),
+        (lambda: measure.nonlinearity_ratio(12, 5), "groups must divide d.*groups=5, d=12"),
+        (lambda: measure.nonlinearity_ratio(2, 1), "groups=1, d=2"),
+    ],
+)
 def test_separability_and_nonlinearity_refuse(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -300,7 +304,8 @@ def test_memory_of_two_linear_layers_by_hand(still):
     largest = {  # beside the parameters: what is alive when the last gradient that is not the first layer's is made
         (): hidden + second + hidden,  # its input, the gradient of its weights, that of its input
         (0,): hidden + max(second, out),
-        (1,): hidden + first}[still]  # the gradient of its input, then that of the first layer's weights
+        (1,): hidden + first,
+    }[still]  # the gradient of its input, then that of the first layer's weights
     assert 0 <= memory.peak - first - second - largest <= 16  # the loss, its gradient
     assert all(torch.equal(a, b) and a.grad is None for a, b in zip(net.parameters(), before, strict=True))
     assert [p.requires_grad for p in net.parameters()] == [0 not in still, 1 not in still]
@@ -383,17 +388,20 @@ def test_linear_probe():
     assert measure.linear_probe(z[:200], y[:200], z[200:], half) == 0.5
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda m, x, y: measure.features(m, (255 * x).byte()), "x must hold one float image at least.*uint8"),
-    (lambda m, x, y: measure.features(m, x[:0]), "x must hold one float image"),
-    (lambda m, x, y: measure.per_class_accuracy(m, x, y[:3], 5), r"y must be int64.*got \(3,\)"),
-    (lambda m, x, y: measure.per_class_accuracy(m, x, y.int(), 5), "y must be int64.*int32"),
-    (lambda m, x, y: measure.per_class_accuracy(m, x, y, 4), r"y must lie in \[0, 4\); got labels from 0 to 4"),
-    (lambda m, x, y: measure.accuracy(m, x, y + 1), r"y must lie in \[0, 5\); got labels from 1 to 5"),
-    (lambda m, x, y: measure.margins(m, x, y + 1), r"y must lie in \[0, 5\); got labels from 1 to 5"),
-    (lambda m, x, y: measure.singular_values(x), "features must be a finite"),
-    (lambda m, x, y: measure.effective_rank(torch.full((2, 2), torch.nan)), "4 entries not finite"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m, x, y: measure.features(m, (255 * x).byte()), "x must hold one float image at least.*uint8"),
+        (lambda m, x, y: measure.features(m, x[:0]), "x must hold one float image"),
+        (lambda m, x, y: measure.per_class_accuracy(m, x, y[:3], 5), r"y must be int64.*got \(3,\)"),
+        (lambda m, x, y: measure.per_class_accuracy(m, x, y.int(), 5), "y must be int64.*int32"),
+        (lambda m, x, y: measure.per_class_accuracy(m, x, y, 4), r"y must lie in \[0, 4\); got labels from 0 to 4"),
+        (lambda m, x, y: measure.accuracy(m, x, y + 1), r"y must lie in \[0, 5\); got labels from 1 to 5"),
+        (lambda m, x, y: measure.margins(m, x, y + 1), r"y must lie in \[0, 5\); got labels from 1 to 5"),
+        (lambda m, x, y: measure.singular_values(x), "features must be a finite"),
+        (lambda m, x, y: measure.effective_rank(torch.full((2, 2), torch.nan)), "4 entries not finite"),
+    ],
+)
 def test_refusals(model, x, call, message):
     with pytest.raises(ValueError, match=message):
         call(model, x, torch.arange(600) % 5)

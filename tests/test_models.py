@@ -26,8 +26,12 @@ SMALL = {  # name -> (shape, options) that make each model tiny
     "alexnet": ((3, 63, 63), {"width": 6, "hidden": 6}),
     "mobilenet_v2": ((2, 8, 8), {"width": 0.1}),
 }
-REFUSED = {"resnet18": {"shift", "ln-g"}, "resnet20": {"shift", "feature", "wsconv"},
-           "vit_tiny": {"shift", "feature", "group", "batch", "wsconv"}, "mobilenet_v2": {"shift", "feature", "ln-g"}}
+REFUSED = {
+    "resnet18": {"shift", "ln-g"},
+    "resnet20": {"shift", "feature", "wsconv"},
+    "vit_tiny": {"shift", "feature", "group", "batch", "wsconv"},
+    "mobilenet_v2": {"shift", "feature", "ln-g"},
+}
 KINDS = [(name, norm) for name in SMALL for norm in models.NORMS if norm not in REFUSED.get(name, ())]
 
 
@@ -89,8 +93,9 @@ def test_pooling_before_the_activation_changes_nothing(where, slope, norm):
     ours, theirs = model.body(x), h
     torch.testing.assert_close(ours, theirs)
     weights = list(model.body.parameters())
-    torch.testing.assert_close(torch.autograd.grad(ours.square().sum(), weights),
-                               torch.autograd.grad(theirs.square().sum(), weights))
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.square().sum(), weights), torch.autograd.grad(theirs.square().sum(), weights)
+    )
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "group", "layer", "feature"])
@@ -107,8 +112,16 @@ def test_residual_block_written_out(norm):
         expected = F.relu(a2(F.relu(a1(x))) + short(x))
     torch.testing.assert_close(block(x), expected)
     kinds = {type(m) for m in model.modules()} & {norms.BatchNorm, norms.GroupNorm, norms.MeanVarNorm, norms.ScaleNorm}
-    assert kinds == {"none": set(), "batch": {norms.BatchNorm}, "group": {norms.GroupNorm},
-                     "layer": {norms.MeanVarNorm}, "feature": {norms.ScaleNorm}}[norm]
+    assert (
+        kinds
+        == {
+            "none": set(),
+            "batch": {norms.BatchNorm},
+            "group": {norms.GroupNorm},
+            "layer": {norms.MeanVarNorm},
+            "feature": {norms.ScaleNorm},
+        }[norm]
+    )
 
 
 def test_digits_cnn_written_out():
@@ -177,8 +190,9 @@ def test_wsconv_replaces_every_convolution_and_every_norm(name):
 def test_the_relu_constant_does_the_same_in_the_weight_and_in_the_activation():
     """gamma rho(W x) = rho(gamma W x); without biases the two networks are one."""
     x, options = images("slim_digits_cnn"), {"bias": False, "hidden": ()}
-    inside, outside, nowhere = (make("slim_digits_cnn", "wsconv", constant=c, **options) for c in
-                                ("weight", "activation", "nowhere"))
+    inside, outside, nowhere = (
+        make("slim_digits_cnn", "wsconv", constant=c, **options) for c in ("weight", "activation", "nowhere")
+    )
     torch.testing.assert_close(inside.body(x), outside.body(x))
     torch.testing.assert_close(inside.body(x), nowhere.body(x) * norms.relu_gain() ** 3)
 
@@ -197,8 +211,13 @@ def test_resnet_without_norm_is_torchvisions():
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     ours = models.resnet18((3, 8, 8), 5)
     by_name = dict(theirs.named_parameters())
-    renamed = {name: name.replace("body.stem.conv", "conv1").replace("body.stage", "layer").replace("head", "fc")
-               .replace("shortcut", "downsample.0") for name in ours.state_dict()}
+    renamed = {
+        name: name.replace("body.stem.conv", "conv1")
+        .replace("body.stage", "layer")
+        .replace("head", "fc")
+        .replace("shortcut", "downsample.0")
+        for name in ours.state_dict()
+    }
     ours.load_state_dict({name: by_name[other] for name, other in renamed.items()})
     assert len(by_name) == len(renamed)
     x = torch.randn(2, 3, 8, 8)
@@ -260,8 +279,10 @@ def test_parameter_counts():
 
 def test_resnet18_parameter_counts():
     with torch.device("meta"):
-        count = {norm: models.parameters(models.resnet18((3, 32, 32), 10, norm=norm))
-                 for norm in ("none", "batch", "group", "layer", "feature")}
+        count = {
+            norm: models.parameters(models.resnet18((3, 32, 32), 10, norm=norm))
+            for norm in ("none", "batch", "group", "layer", "feature")
+        }
     assert count["batch"] == count["group"] == 11_173_962  # the well-known 11.17 M
     assert count["none"] == count["feature"] == 11_164_362
     assert count["layer"] == 11_164_362 + 2 * (5 * 64 + 4 * (128 + 256 + 512))  # none on the three shortcuts
@@ -287,8 +308,10 @@ def test_proposition_1(name, where, slope):
 def test_proposition_2(name, where, slope):
     """n_MV at every layer is n_MV at the last one and mean shifts before."""
     for seed in range(3):
-        every, last = (make(name, "layer", seed, places=places, where=where, slope=slope, affine=False, eps=1e-30)
-                       for places in ("every", "last"))
+        every, last = (
+            make(name, "layer", seed, places=places, where=where, slope=slope, affine=False, eps=1e-30)
+            for places in ("every", "last")
+        )
         torch.testing.assert_close(every(images(name)), last(images(name)), rtol=1e-10, atol=1e-10)
         shifts_only = make(name, "shift", seed, where=where, slope=slope)
         assert not torch.allclose(every(images(name)), shifts_only(images(name)))
@@ -317,8 +340,10 @@ def test_with_biases_propositions_1_and_2_fail():
         assert not torch.allclose(every(images("mlp")), last(images("mlp")), rtol=1e-3)
 
 
-@pytest.mark.parametrize("norm, places", [("none", None), ("feature", "last"), ("feature", "every"), ("shift", None),
-                                          ("layer", "every"), ("layer", "last")])
+@pytest.mark.parametrize(
+    "norm, places",
+    [("none", None), ("feature", "last"), ("feature", "every"), ("shift", None), ("layer", "every"), ("layer", "last")],
+)
 @pytest.mark.parametrize("where", ["after", "before"])
 @pytest.mark.parametrize("slope", [0.0, 0.1])
 def test_proposition_3(norm, places, where, slope):
@@ -348,10 +373,17 @@ def test_twin_of_a_plain_net_is_itself():
     assert torch.equal(models.plain_twin(model)(images("mlp")), model(images("mlp")))
 
 
-@pytest.mark.parametrize("name, norm, options, message", [
-    ("mlp", "batch", {}, "is a BatchNorm"), ("mlp", "group", {}, "is a GroupNorm"),
-    ("mlp", "layer", {}, "affine=False; 'norm1'"), ("mlp", "none", {"bias": True}, "first layer only; 'fc2'"),
-    ("slim_cnn", "layer", {"affine": False}, "'conv1' is a Conv2d"), ("resnet18", "none", {}, "'stem'")])
+@pytest.mark.parametrize(
+    "name, norm, options, message",
+    [
+        ("mlp", "batch", {}, "is a BatchNorm"),
+        ("mlp", "group", {}, "is a GroupNorm"),
+        ("mlp", "layer", {}, "affine=False; 'norm1'"),
+        ("mlp", "none", {"bias": True}, "first layer only; 'fc2'"),
+        ("slim_cnn", "layer", {"affine": False}, "'conv1' is a Conv2d"),
+        ("resnet18", "none", {}, "'stem'"),
+    ],
+)
 def test_twin_refuses(name, norm, options, message):
     with pytest.raises(ValueError, match=message):
         models.plain_twin(make(name, norm, **options))
@@ -367,8 +399,10 @@ def is_affine(f, shape):
     return torch.allclose(f(0.3 * x + 0.7 * y), 0.3 * f(x) + 0.7 * f(y), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name, without, relu", [("ln_net", {}, {"slope": 0.0}), ("mlp", {"slope": 1.0}, {}),
-                                                 ("resnet20", {"activation": False}, {})])
+@pytest.mark.parametrize(
+    "name, without, relu",
+    [("ln_net", {}, {"slope": 0.0}), ("mlp", {"slope": 1.0}, {}), ("resnet20", {"activation": False}, {})],
+)
 @pytest.mark.parametrize("norm", ["none", "batch", "group", "layer", "ln-g"])
 def test_without_activations_only_norms_of_one_sample_bend(name, without, relu, norm):
     """With batch norm the network is affine in evaluation mode, so that is what its test accuracy comes from."""
@@ -384,7 +418,7 @@ def test_groups_of_two_are_locally_constant():
     with pytest.warns(UserWarning, match="groups of two"):
         model = models.ln_net(DIGIT, 5, "ln-g", size=2, width=8, depth=2, eps=0.0).double()
     x = images("mlp").requires_grad_()
-    gradient, = torch.autograd.grad(model(x).square().sum(), x)
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
     assert gradient.abs().max() < 1e-9
     assert len(model(x).unique(dim=0)) > 1
 
@@ -398,7 +432,11 @@ def test_resnet20_is_hes():
     weights = sum(9 * a * b + 2 * b for a, b in pairs) + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64 + 650
     assert models.parameters(model) == weights == 272474
     assert [model.body[: i + 1](torch.zeros(1, 3, 32, 32)).shape[1:] for i in range(4)] == [
-        (16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)]
+        (16, 32, 32),
+        (16, 32, 32),
+        (32, 16, 16),
+        (64, 8, 8),
+    ]
 
 
 def test_pre_norm_block_written_out():
@@ -406,8 +444,14 @@ def test_pre_norm_block_written_out():
     block = models.PreNormBlock(8, 2, lambda: norms.GroupedLayerNorm(8, 2)).double()
     x = torch.randn(3, 5, 8, dtype=torch.float64)
     theirs = nn.MultiheadAttention(8, 2, batch_first=True).double()
-    theirs.load_state_dict({"in_proj_weight": block.qkv.weight, "in_proj_bias": block.qkv.bias,
-                            "out_proj.weight": block.out.weight, "out_proj.bias": block.out.bias})
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": block.qkv.weight,
+            "in_proj_bias": block.qkv.bias,
+            "out_proj.weight": block.out.weight,
+            "out_proj.bias": block.out.bias,
+        }
+    )
     normed = block.norm1(x)
     h = x + theirs(normed, normed, normed)[0]
     torch.testing.assert_close(block(x), h + block.narrow(F.gelu(block.wide(block.norm2(h)))))
@@ -485,7 +529,7 @@ def test_blocks_that_run_in_training_and_in_evaluation(grown, running):
     for number, block in enumerate(body.blocks, start=1):
         block.register_forward_hook(lambda *_, number=number: calls.append(number))
     torch.testing.assert_close(body.train()(x), through(running), rtol=0, atol=0)
-    assert tuple(calls[:len(running)]) == running and len(calls) == 2 * len(running)
+    assert tuple(calls[: len(running)]) == running and len(calls) == 2 * len(running)
     torch.testing.assert_close(body.eval()(x), through(range(1, grown + 1)), rtol=0, atol=0)
     truncated = torch.stack([through(range(1, depth + 1)) for depth in range(1, 5)], dim=1)
     torch.testing.assert_close(body.depths(x), truncated, rtol=0, atol=0)
@@ -587,12 +631,20 @@ def test_char_transformer_is_torchs_encoder():
     h = model.body.characters(x) + model.body.positions.weight
     for block in model.body.blocks:
         layer = nn.TransformerEncoderLayer(8, 2, 20, dropout=0.0, batch_first=True, dtype=torch.float64)
-        pairs = {"self_attn.in_proj_weight": block.qkv.weight, "self_attn.in_proj_bias": block.qkv.bias,
-                 "self_attn.out_proj.weight": block.out.weight, "self_attn.out_proj.bias": block.out.bias,
-                 "linear1.weight": block.wide.weight, "linear1.bias": block.wide.bias,
-                 "linear2.weight": block.narrow.weight, "linear2.bias": block.narrow.bias,
-                 "norm1.weight": block.norm1.weight, "norm1.bias": block.norm1.bias,
-                 "norm2.weight": block.norm2.weight, "norm2.bias": block.norm2.bias}
+        pairs = {
+            "self_attn.in_proj_weight": block.qkv.weight,
+            "self_attn.in_proj_bias": block.qkv.bias,
+            "self_attn.out_proj.weight": block.out.weight,
+            "self_attn.out_proj.bias": block.out.bias,
+            "linear1.weight": block.wide.weight,
+            "linear1.bias": block.wide.bias,
+            "linear2.weight": block.narrow.weight,
+            "linear2.bias": block.narrow.bias,
+            "norm1.weight": block.norm1.weight,
+            "norm1.bias": block.norm1.bias,
+            "norm2.weight": block.norm2.weight,
+            "norm2.bias": block.norm2.bias,
+        }
         layer.load_state_dict({name: tensor.detach() for name, tensor in pairs.items()})
         h = layer(h)
     torch.testing.assert_close(model(x), model.head(h[:, -1]))
@@ -611,8 +663,11 @@ def test_char_transformer_of_fednar():
 
 
 def test_char_transformer_refuses():
-    for options, message in [({"heads": 3}, "heads must divide width: got heads=3 for width=128"),
-                             ({"dropout": 1.0}, "dropout must lie in"), ({"layers": 0}, "layers must be 1 or more")]:
+    for options, message in [
+        ({"heads": 3}, "heads must divide width: got heads=3 for width=128"),
+        ({"dropout": 1.0}, "dropout must lie in"),
+        ({"layers": 0}, "layers must be 1 or more"),
+    ]:
         with pytest.raises(ValueError, match=message):
             models.char_transformer((80,), 65, **options)
     with pytest.raises(ValueError, match="shape must be .length of a window"):
@@ -623,40 +678,52 @@ def test_char_transformer_refuses():
         models.resnet18((3, 8, 8), 10, corner=0)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: models.build("resnet", DIGIT, 10), "name must be one of mlp, cnn.*Did you mean 'resnet(18|20)'"),
-    (lambda: models.build("cnn", (3, 32, 32), 10, norm="layers"), "norm must be one of.*Did you mean 'layer'"),
-    (lambda: models.resnet18(DIGIT, 10, norm="shift"), "norm must be one of none, batch, group, layer, feature, ws"),
-    (lambda: models.mlp(DIGIT, 10, hiden=(3,)), "option must be one of hidden, norm.*Did you mean 'hidden'"),
-    (lambda: models.cnn((3, 32, 32), 10, variant="paper"), "variant must be one of table, code"),
-    (lambda: models.cnn((1, 15, 28), 10), "at least 16x16"),
-    (lambda: models.slim_cnn((1, 3, 8), 10), "at least 4x4"),
-    (lambda: models.mlp((8, 8), 10), r"shape must be \(channels, height, width\)"),
-    (lambda: models.resnet18((0, 8, 8), 10), "each 1 or more"),
-    (lambda: models.mlp(DIGIT, 1), "classes must be 2 or more; got 1"),
-    (lambda: models.mlp(DIGIT, 10, norm="layer", hidden=()), "hidden must name at least one layer"),
-    (lambda: models.mlp(DIGIT, 10, norm="group", groups=3), "groups must divide.*features, 64: .*got 3"),
-    (lambda: models.mlp(DIGIT, 10, where="middle"), "where must be one of after, before"),
-    (lambda: models.mlp(DIGIT, 10, places="first"), "places must be one of every, last"),
-    (lambda: models.mlp(DIGIT, 10, slope=-0.1), "slope must be 0 or more"),
-    (lambda: models.ln_net(DIGIT, 10, depth=0), "depth must be a whole number, 1 or more; got 0"),
-    (lambda: models.ln_net(DIGIT, 10, "ln-g", size=5), "size must divide the number of features, 64.*got 5"),
-    (lambda: models.resnet20(DIGIT, 10, "feature"), "norm must be one of none, batch, group, layer, ln-g;"),
-    (lambda: models.resnet20(DIGIT, 10, blocks=True), "blocks must be a whole number, 1 or more; got True"),
-    (lambda: models.vit_tiny(DIGIT, 10, "batch"), "norm must be one of none, layer, ln-g;"),
-    (lambda: models.vit_tiny(DIGIT, 10, patch=3), "patch must divide both sides of the image, 8 and 8; got 3"),
-    (lambda: models.vit_tiny(DIGIT, 10, heads=5), "heads must divide width=64; got 5"),
-    (lambda: models.vit_encoder((3, 32, 40)), "patch must divide both sides of the image, 32 and 40; got 16"),
-    (lambda: models.vit_encoder((3, 32, 32), width=100), "heads must divide width=100; got 3"),
-    (lambda: models.vit_encoder((3, 32, 32), depth=0), "depth must be a whole number, 1 or more; got 0"),
-    (lambda: models.vit_encoder((3, 32, 32), hidden=0), "hidden must be a whole number, 1 or more; got 0"),
-    (lambda: models.cnn((3, 32, 32), 10, norm="wsconv", constant="everywhere"), "constant must be one of weight"),
-    (lambda: models.alexnet((3, 62, 64), 10), "at least 63x63"),
-    (lambda: models.digits_cnn((3, 3, 8), 10), "at least 4x4"),
-    (lambda: models.digits_cnn((3, 28, 28), 10, norm="group", groups=3), "groups must divide.*features, 64: .*got 3"),
-    (lambda: models.mobilenet_v2((3, 32, 32), 10, norm="feature"), "norm must be one of none, batch, group, layer, ws"),
-    (lambda: models.mobilenet_v2((3, 32, 32), 10, norm="group", groups=5), "groups must divide.*32: .*got 5"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: models.build("resnet", DIGIT, 10), "name must be one of mlp, cnn.*Did you mean 'resnet(18|20)'"),
+        (lambda: models.build("cnn", (3, 32, 32), 10, norm="layers"), "norm must be one of.*Did you mean 'layer'"),
+        (
+            lambda: models.resnet18(DIGIT, 10, norm="shift"),
+            "norm must be one of none, batch, group, layer, feature, ws",
+        ),
+        (lambda: models.mlp(DIGIT, 10, hiden=(3,)), "option must be one of hidden, norm.*Did you mean 'hidden'"),
+        (lambda: models.cnn((3, 32, 32), 10, variant="paper"), "variant must be one of table, code"),
+        (lambda: models.cnn((1, 15, 28), 10), "at least 16x16"),
+        (lambda: models.slim_cnn((1, 3, 8), 10), "at least 4x4"),
+        (lambda: models.mlp((8, 8), 10), r"shape must be \(channels, height, width\)"),
+        (lambda: models.resnet18((0, 8, 8), 10), "each 1 or more"),
+        (lambda: models.mlp(DIGIT, 1), "classes must be 2 or more; got 1"),
+        (lambda: models.mlp(DIGIT, 10, norm="layer", hidden=()), "hidden must name at least one layer"),
+        (lambda: models.mlp(DIGIT, 10, norm="group", groups=3), "groups must divide.*features, 64: .*got 3"),
+        (lambda: models.mlp(DIGIT, 10, where="middle"), "where must be one of after, before"),
+        (lambda: models.mlp(DIGIT, 10, places="first"), "places must be one of every, last"),
+        (lambda: models.mlp(DIGIT, 10, slope=-0.1), "slope must be 0 or more"),
+        (lambda: models.ln_net(DIGIT, 10, depth=0), "depth must be a whole number, 1 or more; got 0"),
+        (lambda: models.ln_net(DIGIT, 10, "ln-g", size=5), "size must divide the number of features, 64.*got 5"),
+        (lambda: models.resnet20(DIGIT, 10, "feature"), "norm must be one of none, batch, group, layer, ln-g;"),
+        (lambda: models.resnet20(DIGIT, 10, blocks=True), "blocks must be a whole number, 1 or more; got True"),
+        (lambda: models.vit_tiny(DIGIT, 10, "batch"), "norm must be one of none, layer, ln-g;"),
+        (lambda: models.vit_tiny(DIGIT, 10, patch=3), "patch must divide both sides of the image, 8 and 8; got 3"),
+        (lambda: models.vit_tiny(DIGIT, 10, heads=5), "heads must divide width=64; got 5"),
+        (lambda: models.vit_encoder((3, 32, 40)), "patch must divide both sides of the image, 32 and 40; got 16"),
+        (lambda: models.vit_encoder((3, 32, 32), width=100), "heads must divide width=100; got 3"),
+        (lambda: models.vit_encoder((3, 32, 32), depth=0), "depth must be a whole number, 1 or more; got 0"),
+        (lambda: models.vit_encoder((3, 32, 32), hidden=0), "hidden must be a whole number, 1 or more; got 0"),
+        (lambda: models.cnn((3, 32, 32), 10, norm="wsconv", constant="everywhere"), "constant must be one of weight"),
+        (lambda: models.alexnet((3, 62, 64), 10), "at least 63x63"),
+        (lambda: models.digits_cnn((3, 3, 8), 10), "at least 4x4"),
+        (
+            lambda: models.digits_cnn((3, 28, 28), 10, norm="group", groups=3),
+            "groups must divide.*features, 64: .*got 3",
+        ),
+        (
+            lambda: models.mobilenet_v2((3, 32, 32), 10, norm="feature"),
+            "norm must be one of none, batch, group, layer, ws",
+        ),
+        (lambda: models.mobilenet_v2((3, 32, 32), 10, norm="group", groups=5), "groups must divide.*32: .*got 5"),
+    ],
+)
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -12,11 +12,7 @@ from torch.func import functional_call, stack_module_state
 from fedlib import norms
 
 SHAPES = [(5, 6), (5, 6, 4, 3)]
-PER_SAMPLE = {
-    "layer": norms.MeanVarNorm(6, affine=False),
-    "feature": norms.ScaleNorm(),
-    "shift": norms.MeanShift(),
-}
+PER_SAMPLE = {"layer": norms.MeanVarNorm(6, affine=False), "feature": norms.ScaleNorm(), "shift": norms.MeanShift()}
 
 
 def sample(shape, seed=0, dtype=torch.float64):
@@ -125,10 +121,18 @@ def test_batch_norm_loads_a_plain_dict():
     assert target[0].num_batches_tracked is None
 
 
-@pytest.mark.parametrize("kind, expected", [("none", nn.Identity), ("batch", norms.BatchNorm),
-                                            ("group", nn.GroupNorm), ("layer", norms.MeanVarNorm),
-                                            ("feature", norms.FeatureNorm), ("shift", norms.MeanShift),
-                                            ("ln-g", norms.GroupedLayerNorm)])
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("none", nn.Identity),
+        ("batch", norms.BatchNorm),
+        ("group", nn.GroupNorm),
+        ("layer", norms.MeanVarNorm),
+        ("feature", norms.FeatureNorm),
+        ("shift", norms.MeanShift),
+        ("ln-g", norms.GroupedLayerNorm),
+    ],
+)
 def test_factory(kind, expected):
     norm = norms.norm_layer(kind, 6, spatial=True, groups=2)
     assert type(norm) is expected
@@ -187,8 +191,11 @@ def test_wsconv_and_its_gradient_are_those_of_the_formula(options):
     expected = nn.functional.conv2d(x, weight, conv.bias, padding=1, groups=conv.groups)
     torch.testing.assert_close(conv(x), expected)
     learned = list(conv.parameters())
-    for got, want in zip(torch.autograd.grad((conv(x) * seen).sum(), learned),
-                         torch.autograd.grad((expected * seen).sum(), learned), strict=True):
+    for got, want in zip(
+        torch.autograd.grad((conv(x) * seen).sum(), learned),
+        torch.autograd.grad((expected * seen).sum(), learned),
+        strict=True,
+    ):
         assert (got - want).abs().max() < 1e-6
 
 
@@ -377,7 +384,7 @@ def test_group_sizes_that_make_no_sense():
         signs = norms.GroupedLayerNorm(6, size=2, affine=False, eps=0.0)
     x = sample((4, 6)).requires_grad_()
     assert set(signs(x).detach().round(decimals=9).flatten().tolist()) == {-1.0, 1.0}
-    gradient, = torch.autograd.grad((signs(x) * sample((4, 6), 1)).sum(), x)
+    (gradient,) = torch.autograd.grad((signs(x) * sample((4, 6), 1)).sum(), x)
     assert gradient.abs().max() < 1e-9
     with warnings.catch_warnings():
         warnings.simplefilter("error")

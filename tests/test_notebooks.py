@@ -12,8 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 CHAPTERS = sorted(BOOK.glob("[0-9][0-9]_*.ipynb"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
-COMMANDS = ["pip install -r requirements.txt && jupyter-book build . -W -n --keep-going",
-            "pip install -r requirements.txt && pytest"]
+COMMANDS = [
+    "pip install -r requirements.txt && jupyter-book build . -W -n --keep-going",
+    "pip install -r requirements.txt && pytest",
+]
 
 chapters = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 

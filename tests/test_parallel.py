@@ -16,8 +16,17 @@ needs_processes = pytest.mark.skipif(torch.cuda.is_available(), reason="with a G
 def sweep(norm):
     data = fl.data.load("digits")
     parts = fl.partition.n_class(data.y_train, 10, 1, seed=0)
-    return fl.sweep(lambda: fl.models.slim_cnn(data.shape, 10, norm=norm, width=4, hidden=8), data, parts, rounds=2,
-                    lr=[0.03, 0.1], seed=[0, 1], local_steps=2, batch_size=8, progress=False)
+    return fl.sweep(
+        lambda: fl.models.slim_cnn(data.shape, 10, norm=norm, width=4, hidden=8),
+        data,
+        parts,
+        rounds=2,
+        lr=[0.03, 0.1],
+        seed=[0, 1],
+        local_steps=2,
+        batch_size=8,
+        progress=False,
+    )
 
 
 @needs_processes
@@ -36,8 +45,12 @@ def test_runs_are_the_same_bit_for_bit():
 @needs_processes
 def test_each_call_has_one_core_of_a_process_of_its_own():
     wanted = 3  # a lambda, and a variable of this function
-    found = side_by_side(lambda k: (k * wanted, os.getpid(), fl.cohort.cores(), torch.get_num_threads()), range(8),
-                         processes=2, progress=False)
+    found = side_by_side(
+        lambda k: (k * wanted, os.getpid(), fl.cohort.cores(), torch.get_num_threads()),
+        range(8),
+        processes=2,
+        progress=False,
+    )
     assert [value for value, *_ in found.values()] == [0, 3, 6, 9, 12, 15, 18, 21]
     assert os.getpid() not in {pid for _, pid, *_ in found.values()}
     assert {(cores, threads) for _, _, cores, threads in found.values()} == {(1, 1)}

@@ -50,7 +50,7 @@ def test_by_domain_keeps_domains_apart(each):
     parts = P.by_domain(DOMAINS, each, seed=5)
     assert [set(DOMAINS[p].tolist()) for p in parts] == [{k // each} for k in range(4 * each)]
     for d in range(4):
-        sizes = [len(p) for p in parts[d * each:(d + 1) * each]]
+        sizes = [len(p) for p in parts[d * each : (d + 1) * each]]
         assert max(sizes) - min(sizes) <= 1
     assert same(parts, P.by_domain(DOMAINS.numpy(), each, seed=5))
 
@@ -70,12 +70,20 @@ def test_by_domain_mixes_the_share_it_is_told():
     assert not same(parts, P.by_domain(DOMAINS, mix=0.5, seed=1))
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"mix": 1.5}, "mix must be a number from 0 to 1, got 1.5"), ({"mix": float("nan")}, "mix must be"),
-    ({"mix": "half"}, "mix must be"), ({"clients_per_domain": 0}, "clients must be|clients_per_domain"),
-    ({"clients_per_domain": 26}, "clients_per_domain=26, but domain 2 has only 25 samples"),
-    ({"domains": [0, 0, 2, 2]}, "domain 1 has only 0 samples"), ({"domains": []}, "1-D|samples"),
-    ({"domains": [0.5, 1.0]}, "domains must be a 1-D tensor or array of integers"), ({"seed": -1}, "seed must be")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"mix": 1.5}, "mix must be a number from 0 to 1, got 1.5"),
+        ({"mix": float("nan")}, "mix must be"),
+        ({"mix": "half"}, "mix must be"),
+        ({"clients_per_domain": 0}, "clients must be|clients_per_domain"),
+        ({"clients_per_domain": 26}, "clients_per_domain=26, but domain 2 has only 25 samples"),
+        ({"domains": [0, 0, 2, 2]}, "domain 1 has only 0 samples"),
+        ({"domains": []}, "1-D|samples"),
+        ({"domains": [0.5, 1.0]}, "domains must be a 1-D tensor or array of integers"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
 def test_by_domain_refuses(wrong, message):
     with pytest.raises(ValueError, match=message):
         P.by_domain(**{"domains": DOMAINS, **wrong})
@@ -125,16 +133,34 @@ def test_global_random_state_is_neither_used_nor_changed(method):
 
 
 @every_method
-@pytest.mark.parametrize("labels", [torch.zeros(10, 2, dtype=torch.int64), torch.zeros(10), torch.zeros(10, dtype=bool),
-                                    np.array(3), np.zeros(10), torch.arange(-1, 9), ["cat"] * 10])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(10, 2, dtype=torch.int64),
+        torch.zeros(10),
+        torch.zeros(10, dtype=bool),
+        np.array(3),
+        np.zeros(10),
+        torch.arange(-1, 9),
+        ["cat"] * 10,
+    ],
+)
 def test_refuses_labels(method, labels):
     with pytest.raises(ValueError, match="labels must be"):
         method(labels, 2, 0)
 
 
 @every_method
-@pytest.mark.parametrize("clients, message", [(0, "clients must be"), (-3, "clients must be"), (2.5, "clients must be"),
-                                              (True, "clients must be"), (1001, "more than the 1000 samples")])
+@pytest.mark.parametrize(
+    "clients, message",
+    [
+        (0, "clients must be"),
+        (-3, "clients must be"),
+        (2.5, "clients must be"),
+        (True, "clients must be"),
+        (1001, "more than the 1000 samples"),
+    ],
+)
 def test_refuses_clients(method, clients, message):
     with pytest.raises(ValueError, match=message):
         method(LABELS, clients, 0)
@@ -261,8 +287,10 @@ def concentration(parts):
 
 @pytest.mark.parametrize("equal_size", [False, True])
 def test_dirichlet_beta_sets_the_skew(equal_size):
-    levels = [np.mean([concentration(P.dirichlet(LABELS, 10, beta, seed, equal_size)) for seed in range(5)])
-              for beta in (0.01, 0.1, 1.0, 10.0, 1000.0)]
+    levels = [
+        np.mean([concentration(P.dirichlet(LABELS, 10, beta, seed, equal_size)) for seed in range(5)])
+        for beta in (0.01, 0.1, 1.0, 10.0, 1000.0)
+    ]
     assert levels == sorted(levels, reverse=True)
     # With equal sizes clients that favour the same class share it and fill up with others, so the skew is bounded.
     assert levels[0] > (0.5 if equal_size else 0.7) and levels[-1] < 0.2
@@ -306,6 +334,7 @@ def test_dirichlet_equal_size_agrees_with_drawing_one_at_a_time():
 
     class Fixed:
         """A generator that always draws the same priors."""
+
         def __init__(self, seed):
             self.rng = np.random.default_rng(seed)
 

@@ -55,8 +55,14 @@ def test_highlight_colours_the_chosen_run_and_greys_the_others():
     frame = pd.DataFrame({"round": [1, 2, 3, 4], "accuracy": [0.1, 0.5, 0.6, 0.7]})
     other = frame.assign(accuracy=[0.3, 0.7, np.nan, 0.9])
     ax = plt.subplots()[1]
-    plots.highlight(ax, {("LN", 1): [frame, other], ("LN", 2): other}, ("LN", 1), scale=100,
-                    look=lambda key: plots.line_style(key[0]), name=lambda key: f"rate {key[1]}")
+    plots.highlight(
+        ax,
+        {("LN", 1): [frame, other], ("LN", 2): other},
+        ("LN", 1),
+        scale=100,
+        look=lambda key: plots.line_style(key[0]),
+        name=lambda key: f"rate {key[1]}",
+    )
     chosen, grey = ax.lines
     assert (chosen.get_color(), grey.get_color()) == (plots.colour("LN"), plots.FAINT)
     assert (chosen.get_label(), grey.get_label()) == ("rate 1", "rate 2")

@@ -20,8 +20,13 @@ from fedlib.data import from_arrays
 @pytest.fixture(scope="module")
 def data() -> fl.data.Data:
     rng = np.random.default_rng(0)
-    return from_arrays("noise", rng.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8), np.arange(60) % 3,
-                       rng.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8), np.arange(30) % 3)
+    return from_arrays(
+        "noise",
+        rng.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8),
+        np.arange(60) % 3,
+        rng.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8),
+        np.arange(30) % 3,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +39,16 @@ def model(norm: str = "none") -> torch.nn.Module:
 
 
 def sweep(data, parts, algorithm=None, make=model, **options) -> list[fl.Run]:
-    options = {"rounds": 4, "lr": [0.1], "local_steps": 2, "batch_size": 5, "progress": False, "device": "cpu",
-               "evaluate_every": 1, **options}
+    options = {
+        "rounds": 4,
+        "lr": [0.1],
+        "local_steps": 2,
+        "batch_size": 5,
+        "progress": False,
+        "device": "cpu",
+        "evaluate_every": 1,
+        **options,
+    }
     return fl.sweep(make, data, parts, algorithm, **options)
 
 
@@ -47,41 +60,44 @@ def weights(run: fl.Run, client: int | None = None) -> torch.Tensor:
 # --- bad input ---
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"lr": [0.1, -0.1]}, "lr must be positive and finite, got -0.1"),
-    ({"lr": [math.nan]}, "lr must be positive and finite, got nan"),
-    ({"lr": []}, "at least one value"),
-    ({"lr": 0.1}, "lr must be a list of the values to combine, got 0.1; fl.run takes one"),
-    ({"lr": "0.1"}, "lr must be a list of the values to combine, got '0.1'; fl.run takes one"),
-    ({"lr": torch.tensor(0.1)}, "lr must be a list of the values to combine, got tensor"),
-    ({"seed": np.array(3)}, "seed must be a list of the values to combine, got array"),
-    ({"lr": ["0.1"]}, "lr must be a number, got '0.1'"),
-    ({"lr": [None]}, "lr must be a number, got None"),
-    ({"seed": [True]}, "seed must be a number, got True"),
-    ({"weight_decay": [-1e-4]}, "weight_decay must be finite and not negative, got -0.0001"),
-    ({"clip": [0.0]}, "clip must be positive, or None for no clipping, got 0.0"),
-    ({"seed": [-1]}, "seed must be a whole number of at least 0, got -1"),
-    ({"lr_decay": 1.5}, re.escape("lr_decay must lie in (0, 1], got 1.5")),
-    ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
-    ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
-    ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
-    ({"wave": 0}, "wave must be a whole number of at least 1, got 0"),
-    ({"mu": [0.1]}, "mu is the weight of a proximal term, which 'FedAvg' does not have"),
-    ({"mu": []}, "lr, weight_decay, clip, mu and seed must each hold at least one value"),
-    ({"algorithm": fl.algorithms.fedprox(), "mu": [-1.0]}, "mu must be finite and not negative, .* got -1"),
-    ({"workers": -2}, "workers must be a whole number of at least 1, got -2"),
-    ({"evaluate_every": 0}, "evaluate_every"),
-    ({"local_epochs": 1}, "either local_steps or local_epochs"),
-    ({"local_steps": None}, "either local_steps or local_epochs"),
-    ({"clients_per_round": 5}, "between 1 and the number of clients, 4; got 5"),
-    ({"engine": "warp"}, "engine must be one of 'auto', 'clients', 'stacked', got 'warp'"),
-    ({"augment": "mixup"}, "augment must be one of None, 'crop', 'flip', 'flip[+]crop', got 'mixup'"),
-    ({"precision": "int8"}, "precision must be one of"),
-    ({"precision": "tf32"}, "needs a CUDA device"),
-    ({"device": "tpu"}, "device must be 'cpu', 'cuda' or another name torch knows, got 'tpu'"),
-    ({"test_parts": [torch.arange(3)]}, "one index tensor per client, got 1 for 4 clients"),
-    ({"test_parts": [torch.tensor([99])] * 4}, "test_parts.0. must be a 1-D tensor of positions from 0 to 29"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"lr": [0.1, -0.1]}, "lr must be positive and finite, got -0.1"),
+        ({"lr": [math.nan]}, "lr must be positive and finite, got nan"),
+        ({"lr": []}, "at least one value"),
+        ({"lr": 0.1}, "lr must be a list of the values to combine, got 0.1; fl.run takes one"),
+        ({"lr": "0.1"}, "lr must be a list of the values to combine, got '0.1'; fl.run takes one"),
+        ({"lr": torch.tensor(0.1)}, "lr must be a list of the values to combine, got tensor"),
+        ({"seed": np.array(3)}, "seed must be a list of the values to combine, got array"),
+        ({"lr": ["0.1"]}, "lr must be a number, got '0.1'"),
+        ({"lr": [None]}, "lr must be a number, got None"),
+        ({"seed": [True]}, "seed must be a number, got True"),
+        ({"weight_decay": [-1e-4]}, "weight_decay must be finite and not negative, got -0.0001"),
+        ({"clip": [0.0]}, "clip must be positive, or None for no clipping, got 0.0"),
+        ({"seed": [-1]}, "seed must be a whole number of at least 0, got -1"),
+        ({"lr_decay": 1.5}, re.escape("lr_decay must lie in (0, 1], got 1.5")),
+        ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
+        ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
+        ({"wave": 0}, "wave must be a whole number of at least 1, got 0"),
+        ({"mu": [0.1]}, "mu is the weight of a proximal term, which 'FedAvg' does not have"),
+        ({"mu": []}, "lr, weight_decay, clip, mu and seed must each hold at least one value"),
+        ({"algorithm": fl.algorithms.fedprox(), "mu": [-1.0]}, "mu must be finite and not negative, .* got -1"),
+        ({"workers": -2}, "workers must be a whole number of at least 1, got -2"),
+        ({"evaluate_every": 0}, "evaluate_every"),
+        ({"local_epochs": 1}, "either local_steps or local_epochs"),
+        ({"local_steps": None}, "either local_steps or local_epochs"),
+        ({"clients_per_round": 5}, "between 1 and the number of clients, 4; got 5"),
+        ({"engine": "warp"}, "engine must be one of 'auto', 'clients', 'stacked', got 'warp'"),
+        ({"augment": "mixup"}, "augment must be one of None, 'crop', 'flip', 'flip[+]crop', got 'mixup'"),
+        ({"precision": "int8"}, "precision must be one of"),
+        ({"precision": "tf32"}, "needs a CUDA device"),
+        ({"device": "tpu"}, "device must be 'cpu', 'cuda' or another name torch knows, got 'tpu'"),
+        ({"test_parts": [torch.arange(3)]}, "one index tensor per client, got 1 for 4 clients"),
+        ({"test_parts": [torch.tensor([99])] * 4}, "test_parts.0. must be a 1-D tensor of positions from 0 to 29"),
+    ],
+)
 def test_bad_arguments_are_refused(data, parts, wrong, message):
     with pytest.raises(ValueError, match=message):
         sweep(data, parts, **wrong)
@@ -154,8 +170,17 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("method, norm", [("scaffold", "layer"), ("fedbn", "batch"), ("fedexp", "none"),
-                                          ("silobn", "batch"), ("standalone", "layer"), ("fixbn", "batch")])
+@pytest.mark.parametrize(
+    "method, norm",
+    [
+        ("scaffold", "layer"),
+        ("fedbn", "batch"),
+        ("fedexp", "none"),
+        ("silobn", "batch"),
+        ("standalone", "layer"),
+        ("fixbn", "batch"),
+    ],
+)
 def test_an_interrupted_run_continues_bit_for_bit(data, parts, tmp_path, monkeypatch, method, norm):
     """Client memory, local batch norm and server memory are part of a checkpoint."""
     algorithm = fl.algorithms.build(method, **({"after": 2} if method == "fixbn" else {}))
@@ -229,10 +254,16 @@ def test_more_rounds_continue_a_finished_run(data, parts, tmp_path):
         sweep(data, parts, rounds=5, **options)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"lr": [0.2]}, "runs"), ({"batch_size": 4}, "batch_size: 5 there, 4 here"), ({"augment": "flip"}, "augment"),
-    ({"algorithm": fl.algorithms.fedprox()}, "algorithm: 'FedAvg' there, 'FedProx' here"),
-    ({"make": lambda: fl.models.mlp((1, 4, 4), 3, hidden=(9,))}, "network")])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"lr": [0.2]}, "runs"),
+        ({"batch_size": 4}, "batch_size: 5 there, 4 here"),
+        ({"augment": "flip"}, "augment"),
+        ({"algorithm": fl.algorithms.fedprox()}, "algorithm: 'FedAvg' there, 'FedProx' here"),
+        ({"make": lambda: fl.models.mlp((1, 4, 4), 3, hidden=(9,))}, "network"),
+    ],
+)
 def test_a_checkpoint_of_another_configuration_is_refused(data, parts, tmp_path, change, named):
     path = tmp_path / "run.pt"
     sweep(data, parts, checkpoint=path)

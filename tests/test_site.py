@@ -18,8 +18,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
-PAGES = [entry["file"] for entry in [{"file": yaml.safe_load((ROOT / "_toc.yml").read_text())["root"]},
-                                     *yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]]]
+PAGES = [
+    entry["file"]
+    for entry in [
+        {"file": yaml.safe_load((ROOT / "_toc.yml").read_text())["root"]},
+        *yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"],
+    ]
+]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 # sphinx-thebe is loaded on every page and declares its variable twice; nothing uses it.
@@ -39,8 +44,9 @@ class Page(HTMLParser):
         text = (SITE / f"{name}.html").read_text(encoding="utf-8")
         self.feed(text)
         self.frames = re.findall(r'<div class="explore-still">(.*?)</div>', text)
-        self.frames += [m["state"]["value"] for m in self.state.values()
-                        if m["model_name"] == "HTMLModel" and m["state"]["value"]]
+        self.frames += [
+            m["state"]["value"] for m in self.state.values() if m["model_name"] == "HTMLModel" and m["state"]["value"]
+        ]
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
@@ -96,8 +102,11 @@ class Tab:
 
     def __init__(self, browser, server, width=1280, dark=False, scripts=True):
         self.server, self.errors, self.foreign = server, [], []
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=scripts,
-                                           color_scheme="dark" if dark else "light")
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            java_script_enabled=scripts,
+            color_scheme="dark" if dark else "light",
+        )
         self.explorer = ".explore" if scripts else ".explore-still"
         self.page = self.context.new_page()
         self.page.route("**/*", self._route)
@@ -233,14 +242,20 @@ def test_axe_finds_nothing_serious(name, dark, tab):
     # The theme fades from light to dark once its script runs; half way, no text has the contrast it will have.
     page.wait_for_function("document.getAnimations().every(one => one.playState !== 'running')")
     found = Axe().run(page).response["violations"]
-    serious = [f"{one['id']}: {node['html'][:200]}" for one in found if one["impact"] in ("serious", "critical")
-               for node in one["nodes"]]
+    serious = [
+        f"{one['id']}: {node['html'][:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
     assert not serious, "\n".join(serious)
 
 
 @in_browser
-@pytest.mark.parametrize("term, page", [("SCAFFOLD", "01_federated_learning"), ("FedYogi", "02_layer_normalization"),
-                                        ("FedNAR", "04_fednar")])
+@pytest.mark.parametrize(
+    "term, page",
+    [("SCAFFOLD", "01_federated_learning"), ("FedYogi", "02_layer_normalization"), ("FedNAR", "04_fednar")],
+)
 def test_search_finds(term, page, tab):
     found = tab().page
     found.goto(f"{tab.server}/search.html?q={term}")
@@ -311,8 +326,10 @@ def test_every_frame_of_an_explorer_can_be_reached(name, tab):
       turn(0);
       return seen.map(frame => frame.match(/alt="([^"]*)"|>([^<]*)</).slice(1).join(""));
     })""")
-    words = [html.unescape("".join(filter(None, re.search('alt="([^"]*)"|>([^<]*)<', frame).groups())))
-             for frame in read(name).frames]
+    words = [
+        html.unescape("".join(filter(None, re.search('alt="([^"]*)"|>([^<]*)<', frame).groups())))
+        for frame in read(name).frames
+    ]
     assert sorted(map(html.unescape, sum(found, []))) == sorted(words)
 
 

@@ -17,12 +17,13 @@ def test_windows_of_a_text_are_followed_by_their_label():
     for split, first, last in (("train", 0.0, 0.8), ("test", 0.8, 1.0)):
         x, y, domain = (getattr(d, f"{name}_{split}") for name in ("x", "y", "domain"))
         for k, text in enumerate(TEXTS.values()):
-            own = text[int(first * len(text)):int(last * len(text))]
-            windows = [own[i:i + 7] for i in range(len(own) - 6)]
+            own = text[int(first * len(text)) : int(last * len(text))]
+            windows = [own[i : i + 7] for i in range(len(own) - 6)]
             pairs = zip(x[domain == k], y[domain == k], strict=True)
             assert [d.read(one) + d.classes[label] for one, label in pairs] == windows
-    assert repr(d) == ("Data('letters': 60 training and 6 test windows of 6 characters on cpu; 10 different "
-                       "characters, 2 domains)")
+    assert repr(d) == (
+        "Data('letters': 60 training and 6 test windows of 6 characters on cpu; 10 different characters, 2 domains)"
+    )
     assert d.to("meta").x_test.device.type == "meta" and not data.load("digits").is_text
 
 
@@ -41,12 +42,17 @@ def test_the_first_windows_are_kept():
     assert len(few.x_test) == 2
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"length": 0}, "length must be a whole number of at least 1, got 0"),
-    ({"train": 27}, r"'Ann' \(40 characters\) is too short for 27 train windows of 6 characters, it has 26"),
-    ({"length": 9}, "'Ann' .* is too short for 1 test windows of 9 characters, it has 0"),
-    ({"vocabulary": "abc"}, "the text of 'Ann' has 'd', not in the vocabulary"),
-    ({"vocabulary": "abca"}, "none twice"), ({"stride": True}, "stride must be a whole number")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"length": 0}, "length must be a whole number of at least 1, got 0"),
+        ({"train": 27}, r"'Ann' \(40 characters\) is too short for 27 train windows of 6 characters, it has 26"),
+        ({"length": 9}, "'Ann' .* is too short for 1 test windows of 9 characters, it has 0"),
+        ({"vocabulary": "abc"}, "the text of 'Ann' has 'd', not in the vocabulary"),
+        ({"vocabulary": "abca"}, "none twice"),
+        ({"stride": True}, "stride must be a whole number"),
+    ],
+)
 def test_from_texts_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         texts.from_texts("letters", TEXTS, **{"length": 6, **options})

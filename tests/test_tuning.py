@@ -23,8 +23,9 @@ def peaked(top):
     return train, asked
 
 
-@pytest.mark.parametrize("top, more", [(0.03, []), (0.1, [0.3]), (1.0, [0.3, 1.0, 3.0]), (30.0, [0.3, 1.0, 3.0]),
-                                       (0.003, [0.003, 0.001])])
+@pytest.mark.parametrize(
+    "top, more", [(0.03, []), (0.1, [0.3]), (1.0, [0.3, 1.0, 3.0]), (30.0, [0.3, 1.0, 3.0]), (0.003, [0.003, 0.001])]
+)
 def test_tuning_goes_on_past_an_end_while_the_best_is_there(top, more):
     train, asked = peaked(top)
     runs = tuning.tune(train, [0.01, 0.03, 0.1])

@@ -41,13 +41,23 @@ class Server(FedAvgBaseServerHandler):
 
 def train(work: Work, turns: Turns, options: dict) -> nn.Module:
     dataset, clients = Dataset(work), len(work.parts)
-    common = {"model_selector": Selector(work.network()), "model_name": "", "dataset": dataset, "num_clients": clients,
-              "device": "cpu", "batch_size": work.settings["batch_size"], "seed": 0}
+    common = {
+        "model_selector": Selector(work.network()),
+        "model_name": "",
+        "dataset": dataset,
+        "num_clients": clients,
+        "device": "cpu",
+        "batch_size": work.settings["batch_size"],
+        "seed": 0,
+    }
     ratio = (work.settings["clients_per_round"] + 0.5) / clients  # rounded down by BlazeFL
     server = Server(global_round=work.rounds, sample_ratio=min(ratio, 1.0), **common)
     local = {**common, "epochs": 1, "lr": work.settings["lr"]}
-    trainer = (FedAvgThreadPoolClientTrainer(num_parallels=options["workers"], **local) if "workers" in options
-               else FedAvgBaseClientTrainer(**local))
+    trainer = (
+        FedAvgThreadPoolClientTrainer(num_parallels=options["workers"], **local)
+        if "workers" in options
+        else FedAvgBaseClientTrainer(**local)
+    )
     while not server.if_stop():  # the loop of its documentation
         turns.wait()
         dataset.round = server.round

@@ -33,10 +33,20 @@ def train(work: Work, turns: Turns, options: dict) -> nn.Module:
         net = net if s["layout"] == "channels-last" else nn.Sequential(Contiguous(), net)
         data = fl.data.from_arrays(s["name"], work.images, work.labels, work.images[:20], work.labels[:20], classes)
     options = {"lr": [s["lr"]], "seed": [s["seed"]], "precision": s["precision"], **options}
-    runs = fl.sweep(net, data, [torch.from_numpy(part) for part in work.parts], rounds=work.rounds,
-                    batch_size=s["batch_size"], local_steps=s["local_steps"], local_epochs=s["local_epochs"],
-                    clients_per_round=s["clients_per_round"], evaluate_every=work.rounds, device=s["device"],
-                    progress=False, **options)
+    runs = fl.sweep(
+        net,
+        data,
+        [torch.from_numpy(part) for part in work.parts],
+        rounds=work.rounds,
+        batch_size=s["batch_size"],
+        local_steps=s["local_steps"],
+        local_epochs=s["local_epochs"],
+        clients_per_round=s["clients_per_round"],
+        evaluate_every=work.rounds,
+        device=s["device"],
+        progress=False,
+        **options,
+    )
     return runs[0].model()
 
 

@@ -56,8 +56,14 @@ class Strategy(FedAvg):
             time.sleep(0.01)
         self.turns.wait()
         t = server_round - 1
-        return [Message(RecordDict({"arrays": arrays, "config": ConfigRecord(
-            {"round": t, "client": k, "work": self.path})}), nodes[k], MessageType.TRAIN) for k in self.work.cohort(t)]
+        return [
+            Message(
+                RecordDict({"arrays": arrays, "config": ConfigRecord({"round": t, "client": k, "work": self.path})}),
+                nodes[k],
+                MessageType.TRAIN,
+            )
+            for k in self.work.cohort(t)
+        ]
 
     def aggregate_train(self, server_round: int, replies: list) -> tuple:
         result = super().aggregate_train(server_round, replies)
@@ -77,8 +83,12 @@ def train(work: Work, turns: Turns, options: dict) -> nn.Module:
     client = ClientApp()
     client.train()(local_training)
     actors = options["actors"]
-    run_simulation(server, client, num_supernodes=len(work.parts),
-                   backend_config={"init_args": {"num_cpus": actors}, "client_resources": {"num_cpus": 1}})
+    run_simulation(
+        server,
+        client,
+        num_supernodes=len(work.parts),
+        backend_config={"init_args": {"num_cpus": actors}, "client_resources": {"num_cpus": 1}},
+    )
     return final
 
 

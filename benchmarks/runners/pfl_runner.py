@@ -79,10 +79,15 @@ def train(work: Work, turns: Turns | None, options: dict) -> nn.Module:
     # pfl evaluates in iteration 0 whatever the frequency: so the iterations are counted from 1.
     algorithm = FederatedAveraging()
     algorithm._current_central_iteration = 1
-    params = NNAlgorithmParams(central_num_iterations=work.rounds + 1, evaluation_frequency=work.rounds + 1,
-                               train_cohort_size=cohort, val_cohort_size=None)
-    local = NNTrainHyperParams(local_batch_size=work.settings["batch_size"], local_num_epochs=1,
-                               local_learning_rate=work.settings["lr"])
+    params = NNAlgorithmParams(
+        central_num_iterations=work.rounds + 1,
+        evaluation_frequency=work.rounds + 1,
+        train_cohort_size=cohort,
+        val_cohort_size=None,
+    )
+    local = NNTrainHyperParams(
+        local_batch_size=work.settings["batch_size"], local_num_epochs=1, local_learning_rate=work.settings["lr"]
+    )
     rounds = Rounds(work, turns)
     rounds.begin()
     algorithm.run(params, backend, model, local, callbacks=[rounds], send_metrics_to_platform=False)

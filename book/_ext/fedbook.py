@@ -34,7 +34,7 @@ FILES = {
     "mathjax": {
         "package/es5/tex-mml-chtml.js": "mathjax",
         "package/es5/output/chtml/fonts/woff-v2/*": "mathjax/output/chtml/fonts/woff-v2",
-    },
+    }
 }
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,9 @@ def write_scoreboard(app, config):
 
 def chapter_titles() -> dict[str, str]:
     """Name of each chapter's notebook -> its title, the first line."""
-    cells = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"][0]
-             for path in BOOK.glob("[0-9][0-9]_*.ipynb")}
+    cells = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"][0] for path in BOOK.glob("[0-9][0-9]_*.ipynb")
+    }
     return {name: "".join(cell["source"]).splitlines()[0].removeprefix("# ") for name, cell in cells.items()}
 
 
@@ -76,7 +77,8 @@ def provenance_list(results: Path) -> str:
     lines = [
         f"- [](/book/{name}.ipynb), {preset}: {claims.provenance(result)}"
         for name, presets in claims.load_results(results).items()
-        for preset, result in presets.items() if preset in claims.PRESETS
+        for preset, result in presets.items()
+        if preset in claims.PRESETS
     ]
     return "\n".join(lines) or "No run is recorded yet."
 
@@ -148,8 +150,9 @@ def mend_markup(app, pagename, templatename, context, doctree):
         return
     body = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     lines = re.compile(r'<dl>\s*((?:<dd><em class="sig-param">(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>', re.S)
-    context["body"] = lines.sub(lambda found: '<span class="sig-lines">' + re.sub(
-        "<(/?)dd>", r"<\1span>", found[1]) + "</span>", body)
+    context["body"] = lines.sub(
+        lambda found: '<span class="sig-lines">' + re.sub("<(/?)dd>", r"<\1span>", found[1]) + "</span>", body
+    )
     if pagename == "book/status":
         body = context["body"].replace("✅", "✓ ran").replace("❌", "✗ failed")
         titles = {"intro": "Front page", "benchmarks": "How fast it is", **chapter_titles()}

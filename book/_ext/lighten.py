@@ -54,8 +54,10 @@ def lighten(app, error):
     with ThreadPoolExecutor() as pool:  # Pillow encodes without holding up other threads
         list(pool.map(replace_by_webp, site.glob("_images/*.png") if pictures else ()))
     for style in site.glob(f"{AWESOME}/*/css/all.min.css"):
-        style.write_text(style.read_text(encoding="utf-8").replace('.woff2) format("woff2")', '.woff) format("woff")'),
-                         encoding="utf-8")
+        style.write_text(
+            style.read_text(encoding="utf-8").replace('.woff2) format("woff2")', '.woff) format("woff")'),
+            encoding="utf-8",
+        )
         for font in style.parent.parent.glob("webfonts/*.woff2"):
             shrink(font.with_suffix(".ttf"), icons)
 
@@ -106,11 +108,19 @@ def as_webp(picture: Image.Image) -> bytes:
 def used_icons(site: Path, pages: list[Path]) -> set[int]:
     """Code points of the icons that pages, scripts and style sheets name."""
     (sheet,) = site.glob(f"{AWESOME}/*/css/all.min.css")
-    codes = {name: int(code, 16) for names, code in
-             re.findall(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}', sheet.read_text(encoding="utf-8"))
-             for name in re.findall(r"\.(fa-[\w-]+):before", names)}
-    others = [path for kind in ("*.css", "*.js") for path in (site / "_static").rglob(kind)
-              if "vendor" not in path.relative_to(site / "_static").parts]
+    codes = {
+        name: int(code, 16)
+        for names, code in re.findall(
+            r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}', sheet.read_text(encoding="utf-8")
+        )
+        for name in re.findall(r"\.(fa-[\w-]+):before", names)
+    }
+    others = [
+        path
+        for kind in ("*.css", "*.js")
+        for path in (site / "_static").rglob(kind)
+        if "vendor" not in path.relative_to(site / "_static").parts
+    ]
     used = set()
     for path in [*pages, *others]:
         text = path.read_text(encoding="utf-8")
