@@ -236,14 +236,14 @@ def prepare(
 def draw(s: dict, parts: list[np.ndarray], rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cohorts (rounds, K), positions of images (rounds, K, T, B), padded, and batch sizes (rounds, K, T).
 
-    As fedlib draws them, which takes no schedule from outside: see :func:`fedlib.simulate.local_batches`.
+    As fedlib draws them, which takes no schedule from outside: see :func:`fedlib.schedule.local_batches`.
     """
     cohorts, steps = [], []
     for t in range(rounds):
         rng, K = np.random.default_rng([s["seed"], t]), s["clients_per_round"]
         cohorts.append(np.arange(K) if K == len(parts) else np.sort(rng.choice(len(parts), K, replace=False)))
         steps += [
-            fl.simulate.local_batches(
+            fl.schedule.local_batches(
                 rng, parts[k], s["batch_size"], local_steps=s["local_steps"], local_epochs=s["local_epochs"]
             )
             for k in cohorts[-1]

@@ -39,10 +39,11 @@ from fedlib import (
 )
 from fedlib.explore import explore, explore_runs
 from fedlib.parallel import side_by_side
-from fedlib.simulate import Run, run, sweep
+from fedlib.simulate import Run, Simulation, run, sweep
 
 __all__ = [
     "Run",
+    "Simulation",
     "algorithms",
     "chapter",
     "claims",

@@ -1,8 +1,9 @@
-"""How methods differ: each algorithm says only what it changes.
+"""How methods differ: each says only what it changes in FedAvg.
 
-An :class:`Algorithm` answers four questions: what a client minimises (``objective``), how its gradient becomes a step
-(``direction``), what stays at home (``local``) and how the server moves (``server``). Whatever a method keeps between
-rounds is declared (``client_memory``, ``server_memory``), so that it is checkpointed with the rest.
+An :class:`Algorithm` answers five questions. What does a client minimise (``objective``)? How does a gradient become a
+step (``correct``, ``step``)? What does a client remember (``keeps``)? What travels (``travels``)? How does the server
+move (``server``)? Its numbers stand in ``settings`` alone: row transformations read them as ``local["mu"]``, objectives
+as ``told["tau"]``, servers as ``update["beta1"]``, and a sweep can combine any of them.
 
 Shapes: R rows are the clients of a round, over all runs of a sweep; S runs have K clients each; P parameters.
 """
@@ -19,34 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlib.cohort import Layout, Local, Objective, Transformation
+from fedlib.cohort import Layout, Local, Loss, Transformation, Travels
 from fedlib.data import random_views
-from fedlib.models import BlockBody
+from fedlib.messages import Reports
 from fedlib.norms import ScaledWSConv2d, adaptive_clip, standardise_rows
 
 
 @dataclass
-class Reports:
-    """What K clients of each run send, all of a round's or a wave of them.
-
-    Attributes:
-        w: (S, P), the vectors that they started from.
-        deltas: (S, K, P), every client's change.
-        p: (S, K), its weight in the average; those of a whole round sum to 1.
-        share: (S, K), its share of the examples of all clients there are.
-        sent: name -> (S, K, P), how its memory changed.
-    """
-
-    w: Tensor
-    deltas: Tensor
-    p: Tensor
-    share: Tensor
-    sent: dict[str, Tensor]
-
-
-@dataclass
 class Update:
-    """What the server sees when a round ends: sums over its clients, never a single one.
+    """What the server sees when a round ends: sums over its clients, never a single one. S runs with equal settings.
 
     Attributes:
         delta: (S, P), the weighted mean of the clients' changes, sum_k p_k (w_k - w): the pseudo-gradient, negated.
@@ -54,53 +36,74 @@ class Update:
         memory: name -> (S, P), what the server keeps; changed in place.
         clients: N, the number of clients in the federation.
         round: t = 0, 1, ...
+        settings: the method's numbers; ``update["beta1"]`` is one.
+        came: (S, 1), the share of the cohort's examples that came back: 1 unless a client was lost. ``delta`` is a mean
+            over those already; a sum of p_k in ``sums`` becomes one when divided by it.
     """
 
     delta: Tensor
     sums: dict[str, Tensor]
     memory: dict[str, Tensor]
     clients: int
-    round: int = 0
+    round: int
+    settings: Mapping[str, float]
+    came: Tensor
+
+    def __getitem__(self, name: str) -> float:
+        return self.settings[name]
 
 
 # --- objectives: what does a client minimise? ---
 
 
-def cross_entropy(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-    """Mean softmax cross-entropy of one client's batch; ``counts`` (C,) is what the client holds of each class."""
+def cross_entropy(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    """Mean softmax cross-entropy of one client's batch."""
     return F.cross_entropy(net(x), y)
 
 
-def contrastive(tau: float = 0.5) -> Objective:
-    """NT-Xent, the loss of SimCLR (Chen et al. 2020, Eq. 1), of a batch in which every image stands twice in a row.
+def nt_xent(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    """The loss of SimCLR (Chen et al. 2020, Eq. 1), of a batch in which every image stands twice in a row.
 
     With z the outputs of the 2B views at length 1 and s_ij = z_i'z_j / tau, view i must find its partner j among all
     others: the mean over i of -log(exp(s_ij) / sum_{m != i} exp(s_im)). Labels are not looked at.
     """
-    _positive(tau=tau)
+    z = F.normalize(net(x), dim=1)
+    views = torch.arange(len(z), device=z.device)
+    s = (z @ z.T / told["tau"]).masked_fill(views[:, None] == views, -math.inf)
+    return F.cross_entropy(s, views ^ 1)  # 0 <-> 1, 2 <-> 3, ...
 
-    def nt_xent(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-        z = F.normalize(net(x), dim=1)
-        views = torch.arange(len(z), device=z.device)
-        s = (z @ z.T / tau).masked_fill(views[:, None] == views, -math.inf)
-        return F.cross_entropy(s, views ^ 1)  # 0 <-> 1, 2 <-> 3, ...
 
-    return nt_xent
+@dataclass(frozen=True)
+class Objective:
+    """What a client minimises.
+
+    Attributes:
+        loss: ``(net, x, y, told) -> scalar``, a client's loss on a batch; ``told["counts"]`` (C,) is how many images
+            of each class it holds, ``told[name]`` a number of the method.
+        view: ``(rng, shape) -> (*shape, 7)``, draws how images are distorted (:func:`fedlib.data.distort`); every image
+            then stands twice in its batch, as two different views. None for images as they are.
+        labels: False for a method that learns without labels: what its network gives are no logits, and the history
+            has no accuracy.
+    """
+
+    loss: Loss = cross_entropy
+    view: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None
+    labels: bool = True
 
 
 # --- directions: how does a gradient become a step? Rows G, W (R, P) -> rows (R, P) ---
 
 
 def clip(G: Tensor, W: Tensor, local: Local) -> Tensor:
-    """Scale each row of G to a norm of at most ``local.clip``, as ``torch.nn.utils.clip_grad_norm_`` does."""
-    if local.clip is None:
+    """Scale each row of G to a norm of at most ``clip``, as ``torch.nn.utils.clip_grad_norm_`` does."""
+    if "clip" not in local.numbers:
         return G
-    return G * (local.clip / (G.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
+    return G * (local["clip"] / (G.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
 
 
 def decay(G: Tensor, W: Tensor, local: Local) -> Tensor:
-    """Add weight decay: G + wd * W."""
-    return G if local.weight_decay is None else G + local.weight_decay * W
+    """Add weight decay: G + weight_decay * W."""
+    return G + local["weight_decay"] * W if "weight_decay" in local.numbers else G
 
 
 # --- servers: how does the server move? ---
@@ -111,14 +114,23 @@ def average(w: Tensor, update: Update) -> Tensor:
     return w + update.delta
 
 
-def nothing(net: nn.Module) -> set[str]:
-    """Everything travels."""
-    return set()
+@dataclass(frozen=True)
+class ServerOpt:
+    """How the server moves (the ServerOpt of Reddi et al. 2021).
 
+    Attributes:
+        move: ``(w, update) -> w``, both (S, P).
+        memory: rows that the server keeps: name -> initial value, or a function of the settings that gives it. None
+            starts as a copy of w. Memory that clients keep under the same name is told to them.
+        collect: ``reports -> {name: (S, ...)}``, the sums over clients that ``move`` needs beside the mean; those
+            of several waves or machines are added up.
+        shown: ``(w, memory) -> w``, the vector that is evaluated, when it is not w itself.
+    """
 
-def only_the_mean(reports: Reports) -> dict[str, Tensor]:
-    """No sums but the mean change, which every method has."""
-    return {}
+    move: Callable[[Tensor, Update], Tensor] = average
+    memory: Mapping[str, float | None | Callable[[Mapping], float]] = field(default_factory=dict)
+    collect: Callable[[Reports], dict[str, Tensor]] = lambda reports: {}
+    shown: Callable[[Tensor, dict[str, Tensor]], Tensor] = lambda w, memory: w
 
 
 @dataclass(frozen=True)
@@ -127,50 +139,52 @@ class Algorithm:
 
     Attributes:
         name: how the book calls it.
-        settings: its own hyper-parameters; part of a checkpoint's identity.
-        objective: ``(net, x, y, counts) -> scalar``, one client's loss on one batch.
-        direction: row transformations ``(G, W, local) -> G``, applied in turn; the step is ``W -= lr * G``.
-        remember: ``(W, local) -> {name: (R, P)}``, each client's new memory once its local steps are done.
-        collect: ``reports -> {name: (S, ...)}``, the sums over clients that ``server`` needs beside the mean change;
-            those of several waves are added up.
-        server: ``(w, update) -> w``, both (S, P).
-        client_memory: names of the rows that each client keeps between rounds, zero at first.
-        server_memory: rows that the server keeps: name -> initial value; None starts as a copy of w.
-        local: names of the parameters and buffers of a network that stay on the client.
-        begin_round: ``(net, t)``, called on the network in training mode before round t = 0, 1, ... trains it; may put
-            some of its modules into evaluation mode, freeze parameters (which then do not change by a bit and are not
-            sent back) and choose the blocks that run. Must depend on t alone.
-        absent: names of the parameters that a round, once begun, does without: they are not sent to the clients.
-        view: ``(rng, shape) -> (*shape, 7)``, draws how images are distorted (:func:`fedlib.data.distort`); every image
-            then stands twice in its batch, as two different views. None for images as they are.
-        labels: False for a method that learns without labels: what its network gives are no logits, and the history
-            has no accuracy.
-        readout: ``(w, memory) -> w``, the vector that is evaluated, when it is not w itself.
-        messages: vectors of the network's size that travel each way, for the count of bytes.
-        max_norm: what ``local.clip`` is in a run that has no ``clip`` of its own; None for no clipping.
-        mu: the proximal weight of a run that is given none; None for a method without a proximal term.
-        annealing: the weight decay of round t is ``weight_decay * annealing**t``.
+        settings: its hyper-parameters; part of a checkpoint's identity. Floats can differ between runs of a sweep,
+            all else is the same for its cohort. ``clip`` is the radius of runs that are given none, and the weight
+            decay of round t is ``weight_decay * annealing**t``, where it has these two.
+        objective: what a client minimises.
+        correct: row transformations ``(G, W, local) -> G``, applied in turn to the gradients G at the weights W.
+        step: those that follow; the step is ``W -= lr * G``.
+        keeps: what each client remembers between rounds, zero at first: name -> ``(W, local) -> (R, P)``, its new value
+            once the local steps are done. Where the server has memory of that name, the change is sent to it.
+        travels: ``(net, t) -> Travels``, what does not travel in round t = 0, 1, ...; called on the network in training
+            mode, and may put some of its modules into evaluation mode, freeze parameters (which then do not change by a
+            bit and are not sent back) and choose the blocks that run. Must depend on t alone. None: everything travels.
+        server: how the server moves.
     """
 
     name: str
-    settings: Mapping[str, float] = field(default_factory=dict)
-    objective: Objective = cross_entropy
-    direction: tuple[Transformation, ...] = (clip, decay)
-    remember: Callable[[Tensor, Local], dict[str, Tensor]] | None = None
-    collect: Callable[[Reports], dict[str, Tensor]] = only_the_mean
-    server: Callable[[Tensor, Update], Tensor] = average
-    client_memory: tuple[str, ...] = ()
-    server_memory: Mapping[str, float | None] = field(default_factory=dict)
-    local: Callable[[nn.Module], set[str]] = nothing
-    begin_round: Callable[[nn.Module, int], None] | None = None
-    absent: Callable[[nn.Module], set[str]] = nothing
-    view: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None
-    labels: bool = True
-    readout: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
-    messages: int = 1
-    max_norm: float | None = None
-    mu: float | None = None
-    annealing: float = 1.0
+    settings: Mapping[str, float | int | str | None] = field(default_factory=dict)
+    objective: Objective = Objective()
+    correct: tuple[Transformation, ...] = ()
+    step: tuple[Transformation, ...] = (clip, decay)
+    keeps: Mapping[str, Callable[[Tensor, Local], Tensor]] = field(default_factory=dict)
+    travels: Callable[[nn.Module, int], Travels] | None = None
+    server: ServerOpt = ServerOpt()
+
+    def __post_init__(self):
+        for name, value in self.settings.items():
+            check_setting(name, value)
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Names of what both a client and the server keep: it travels, the server's down and the client's change up."""
+        return tuple(name for name in self.keeps if name in self.server.memory)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The settings that can differ between the runs of a sweep."""
+        return {"annealing": 1.0} | {name: v for name, v in self.settings.items() if isinstance(v, float)}
+
+    def loss(self, net: nn.Module, x: Tensor, y: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
+        """What a client that holds ``counts`` (C,) images of each class minimises on one batch."""
+        return self.objective.loss(net, x, y, {"counts": counts, **self.numbers})
+
+    def direction(self, G: Tensor, W: Tensor, local: Local) -> Tensor:
+        """What a step follows: gradients G (R, P) at weights W (R, P), corrected, clipped and decayed."""
+        for transform in (*self.correct, *self.step):
+            G = transform(G, W, local)
+        return G
 
 
 def fedavg() -> Algorithm:
@@ -179,17 +193,12 @@ def fedavg() -> Algorithm:
 
 
 def fedprox(mu: float = 0.01) -> Algorithm:
-    """The gradient of + mu/2 ||w_k - w||^2 is added to each step (Li et al. 2020, Eq. 2).
-
-    ``mu`` of ``fl.run`` and ``fl.sweep`` goes first, so that one sweep can hold several.
-    """
-    if not (math.isfinite(mu) and mu >= 0):
-        raise ValueError(f"mu must be finite and not negative, got {mu!r}")
+    """The gradient of + mu/2 ||w_k - w||^2 is added to each step (Li et al. 2020, Eq. 2)."""
 
     def proximal(G: Tensor, W: Tensor, local: Local) -> Tensor:
-        return G + (mu if local.mu is None else local.mu) * (W - local.w)
+        return G + local["mu"] * (W - local.w)
 
-    return Algorithm("FedProx", {"mu": mu}, direction=(proximal, clip, decay), mu=mu)
+    return Algorithm("FedProx", {"mu": float(mu)}, correct=(proximal,))
 
 
 def scaffold(weighted: bool = False) -> Algorithm:
@@ -202,65 +211,59 @@ def scaffold(weighted: bool = False) -> Algorithm:
     def correct(G: Tensor, W: Tensor, local: Local) -> Tensor:
         return G - local.client_rows["c"] + local.server["c"]  # line 10: g - c_i + c
 
-    def remember(W: Tensor, local: Local) -> dict[str, Tensor]:
-        moved = (local.w - W) / (local.steps * local.lr)
-        return {"c": local.client_rows["c"] - local.server["c"] + moved}  # line 12 (ii)
+    def remember(W: Tensor, local: Local) -> Tensor:
+        moved = (local.w - W) / (local.steps * local["lr"])
+        return local.client_rows["c"] - local.server["c"] + moved  # line 12 (ii)
 
     def collect(reports: Reports) -> dict[str, Tensor]:
         changes = reports.sent["c"]
         return {"c": torch.einsum("sk,skp->sp", reports.share, changes) if weighted else changes.sum(dim=1)}
 
-    def server(w: Tensor, update: Update) -> Tensor:
+    def move(w: Tensor, update: Update) -> Tensor:
         update.memory["c"] += update.sums["c"] / (1 if weighted else update.clients)  # line 17: |S|/N * mean of changes
         return w + update.delta
 
-    settings = {"weighted": True} if weighted else {}
     return Algorithm(
         "SCAFFOLD",
-        settings,
-        direction=(correct, clip, decay),
-        remember=remember,
-        collect=collect,
-        server=server,
-        client_memory=("c",),
-        server_memory={"c": 0.0},
-        messages=2,
+        {"weighted": True} if weighted else {},
+        correct=(correct,),
+        keeps={"c": remember},
+        server=ServerOpt(move, {"c": 0.0}, collect),
     )
 
 
 def fedavgm(lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
     """The server keeps momentum of the pseudo-gradient (Hsu et al. 2019, Section 4.3)."""
-    _positive(lr=lr)
-    _fraction(momentum=momentum)
 
-    def server(w: Tensor, update: Update) -> Tensor:
-        m = update.memory["m"].mul_(momentum).add_(update.delta)
-        return w + lr * m
+    def move(w: Tensor, update: Update) -> Tensor:
+        m = update.memory["m"].mul_(update["momentum"]).add_(update.delta)
+        return w + update["server_lr"] * m
 
-    return Algorithm("FedAvgM", {"lr": lr, "momentum": momentum}, server=server, server_memory={"m": 0.0})
+    settings = {"server_lr": float(lr), "momentum": float(momentum)}
+    return Algorithm("FedAvgM", settings, server=ServerOpt(move, {"m": 0.0}))
 
 
 def _adaptive(
     name: str, second_moment: Callable, lr: float, beta1: float, beta2: float, tau: float, v0: float | None
 ) -> Algorithm:
-    """FedOpt (Reddi et al. 2021, Algorithm 2); ``second_moment(v, delta^2) -> v``. No bias correction, as there."""
-    _positive(lr=lr, tau=tau)
-    _fraction(beta1=beta1, beta2=beta2)
+    """FedOpt (Reddi et al. 2021, Algorithm 2), without bias correction; ``second_moment(v, delta^2, beta2) -> v``."""
 
-    def server(w: Tensor, update: Update) -> Tensor:
-        m = update.memory["m"].mul_(beta1).add_(update.delta, alpha=1 - beta1)
-        v = update.memory["v"] = second_moment(update.memory["v"], update.delta**2)
-        return w + lr * m / (v.sqrt() + tau)
+    def move(w: Tensor, update: Update) -> Tensor:
+        m = update.memory["m"].mul_(update["beta1"]).add_(update.delta, alpha=1 - update["beta1"])
+        v = update.memory["v"] = second_moment(update.memory["v"], update.delta**2, update["beta2"])
+        return w + update["server_lr"] * m / (v.sqrt() + update["tau"])
 
-    settings = {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau}
-    return Algorithm(name, settings, server=server, server_memory={"m": 0.0, "v": tau**2 if v0 is None else v0})
+    settings = {"server_lr": float(lr), "beta1": float(beta1), "beta2": float(beta2), "tau": float(tau)}
+    settings |= {} if v0 is None else {"v0": float(v0)}
+    memory = {"m": 0.0, "v": lambda own: own.get("v0", own["tau"] ** 2)}
+    return Algorithm(name, settings, server=ServerOpt(move, memory))
 
 
 def fedadam(
     lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, v0: float | None = None
 ) -> Algorithm:
     """Adam on the server: v <- beta2 v + (1 - beta2) delta^2 (Reddi et al. 2021, Algorithm 2; v0 = tau^2)."""
-    return _adaptive("FedAdam", lambda v, d2: beta2 * v + (1 - beta2) * d2, lr, beta1, beta2, tau, v0)
+    return _adaptive("FedAdam", lambda v, d2, beta2: beta2 * v + (1 - beta2) * d2, lr, beta1, beta2, tau, v0)
 
 
 def fedadam_eps(
@@ -274,26 +277,28 @@ def fedadam_eps(
 
     Raises ValueError unless lr and eps are positive, beta1 and beta2 in [0, 1) and eps_decay in (0, 1].
     """
-    _positive(lr=lr, eps=eps)
-    _fraction(beta1=beta1, beta2=beta2)
-    _annealing(eps_decay=eps_decay)
-    if 1 in (beta1, beta2):
-        raise ValueError(f"beta1 and beta2 must be below 1, got {beta1!r} and {beta2!r}")
+    _require(_POSITIVE, eps=eps)
 
-    def server(w: Tensor, update: Update) -> Tensor:
+    def move(w: Tensor, update: Update) -> Tensor:
+        beta1, beta2 = update["beta1"], update["beta2"]
         m = update.memory["m"].mul_(beta1).add_(update.delta, alpha=1 - beta1)
         v = update.memory["v"].mul_(beta2).add_(update.delta**2, alpha=1 - beta2)
-        return w + lr * (m / (1 - beta1)) / (v / (1 - beta2) + eps * eps_decay**update.round).sqrt()
+        eps = update["eps"] * update["eps_decay"] ** update.round
+        return w + update["server_lr"] * (m / (1 - beta1)) / (v / (1 - beta2) + eps).sqrt()
 
-    settings = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "eps_decay": eps_decay}
-    return Algorithm("FedAdam", settings, server=server, server_memory={"m": 0.0, "v": 0.0})
+    settings = {"server_lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "eps_decay": eps_decay}
+    return Algorithm(
+        "FedAdam", {n: float(v) for n, v in settings.items()}, server=ServerOpt(move, {"m": 0.0, "v": 0.0})
+    )
 
 
 def fedyogi(
     lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, v0: float | None = None
 ) -> Algorithm:
     """Yogi on the server: v <- v - (1 - beta2) delta^2 sign(v - delta^2) (Reddi et al. 2021, Algorithm 2)."""
-    return _adaptive("FedYogi", lambda v, d2: v - (1 - beta2) * d2 * torch.sign(v - d2), lr, beta1, beta2, tau, v0)
+    return _adaptive(
+        "FedYogi", lambda v, d2, beta2: v - (1 - beta2) * d2 * torch.sign(v - d2), lr, beta1, beta2, tau, v0
+    )
 
 
 def fedexp(eps: float = 1e-3) -> Algorithm:
@@ -306,19 +311,16 @@ def fedexp(eps: float = 1e-3) -> Algorithm:
     def collect(reports: Reports) -> dict[str, Tensor]:
         return {"spread": (reports.p * reports.deltas.square().sum(dim=2)).sum(dim=1, keepdim=True)}
 
-    def server(w: Tensor, update: Update) -> Tensor:
-        step = update.sums["spread"] / (2 * (update.delta.square().sum(dim=1, keepdim=True) + eps))
+    def move(w: Tensor, update: Update) -> Tensor:
+        spread = update.sums["spread"] / update.came
+        step = spread / (2 * (update.delta.square().sum(dim=1, keepdim=True) + update["eps"]))
         update.memory["previous"] = w
         return w + step.clamp(min=1) * update.delta
 
-    return Algorithm(
-        "FedExP",
-        {"eps": eps},
-        collect=collect,
-        server=server,
-        server_memory={"previous": None},
-        readout=lambda w, memory: (w + memory["previous"]) / 2,
-    )
+    def last_two(w: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        return (w + memory["previous"]) / 2
+
+    return Algorithm("FedExP", {"eps": float(eps)}, server=ServerOpt(move, {"previous": None}, collect, last_two))
 
 
 def fedlc(tau: float = 1.0) -> Algorithm:
@@ -327,23 +329,21 @@ def fedlc(tau: float = 1.0) -> Algorithm:
     A class that the client does not hold has an infinite margin and drops out. A one-class client then has loss 0 and
     gradient 0: it cannot learn at all.
     """
-    _positive(tau=tau)
 
-    def calibrated(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-        return F.cross_entropy(net(x) - tau * counts**-0.25, y)
+    def calibrated(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(net(x) - told["tau"] * told["counts"] ** -0.25, y)
 
-    return Algorithm("FedLC", {"tau": tau}, objective=calibrated)
+    return Algorithm("FedLC", {"tau": float(tau)}, Objective(calibrated))
 
 
 def fedrs(alpha: float = 0.5) -> Algorithm:
     """Restricted softmax: the logits of classes that the client does not hold are scaled by alpha (Li & Zhan 2021)."""
-    _fraction(alpha=alpha)
 
-    def restricted(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-        absent = (counts == 0).to(counts.dtype)
-        return F.cross_entropy(net(x) * (1 - (1 - alpha) * absent), y)
+    def restricted(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        absent = (told["counts"] == 0).to(told["counts"].dtype)
+        return F.cross_entropy(net(x) * (1 - (1 - told["alpha"]) * absent), y)
 
-    return Algorithm("FedRS", {"alpha": alpha}, objective=restricted)
+    return Algorithm("FedRS", {"alpha": float(alpha)}, Objective(restricted))
 
 
 def feddecorr(weight: float = 0.1) -> Algorithm:
@@ -351,16 +351,15 @@ def feddecorr(weight: float = 0.1) -> Algorithm:
 
     Shi et al. 2023, Eq. 6. Needs a network with ``body`` and ``head``.
     """
-    _positive(weight=weight)
 
-    def decorrelated(net: nn.Module, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+    def decorrelated(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         z = net.body(x)
         centred = z - z.mean(dim=0)
         normed = centred / (centred.square().mean(dim=0) + 1e-8).sqrt()
         K = normed.T @ normed / len(z)
-        return F.cross_entropy(net.head(z), y) + weight * K.square().mean()
+        return F.cross_entropy(net.head(z), y) + told["weight"] * K.square().mean()
 
-    return Algorithm("FedDecorr", {"weight": weight}, objective=decorrelated)
+    return Algorithm("FedDecorr", {"weight": float(weight)}, Objective(decorrelated))
 
 
 def _batch_norms(net: nn.Module, method: str) -> dict[str, nn.Module]:
@@ -375,14 +374,16 @@ def _batch_norms(net: nn.Module, method: str) -> dict[str, nn.Module]:
 def fedbn() -> Algorithm:
     """Batch-norm layers, their statistics included, stay on the client (Li et al. 2021, Algorithm 1)."""
 
-    def batch_norms(net: nn.Module) -> set[str]:
-        return {
-            f"{layer}.{name}"
-            for layer, m in _batch_norms(net, "fedbn").items()
-            for name in (*dict(m.named_parameters()), *dict(m.named_buffers()))
-        }
+    def batch_norms(net: nn.Module, t: int) -> Travels:
+        return Travels(
+            at_home=frozenset(
+                f"{layer}.{name}"
+                for layer, m in _batch_norms(net, "fedbn").items()
+                for name in (*dict(m.named_parameters()), *dict(m.named_buffers()))
+            )
+        )
 
-    return Algorithm("FedBN", local=batch_norms)
+    return Algorithm("FedBN", travels=batch_norms)
 
 
 def fednar(base: Algorithm, max_norm: float = 10.0, annealing: float = 1.0) -> Algorithm:
@@ -407,33 +408,29 @@ def fednar(base: Algorithm, max_norm: float = 10.0, annealing: float = 1.0) -> A
         ValueError: a radius that is not positive, an annealing outside (0, 1], or a base that is wrapped already.
     """
     _check_base(base)
-    _positive(max_norm=max_norm)
-    _annealing(annealing=annealing)
-    if base.direction[-2:] == (decay, clip):
+    _require(_POSITIVE, max_norm=max_norm)
+    if base.step == (decay, clip):
         raise ValueError(
             f"base must not have its weight decay inside the clip already, got {base.name!r}: wrapping "
             "FedNAR twice would change nothing but its radius; give the other max_norm to the inner one"
         )
-    corrections = tuple(step for step in base.direction if step not in (clip, decay))
-    return replace(
-        base,
-        name=f"{base.name} + NAR",
-        direction=(*corrections, decay, clip),
-        max_norm=max_norm,
-        annealing=annealing,
-        settings={**base.settings, "max_norm": max_norm, "annealing": annealing},
-    )
+    settings = {**base.settings, "clip": float(max_norm), "annealing": float(annealing)}
+    return replace(base, name=f"{base.name} + NAR", step=(decay, clip), settings=settings)
 
 
 def silobn() -> Algorithm:
     """Batch-norm statistics stay on the client; scale and shift are shared (Andreux et al. 2020, Section 2.3)."""
 
-    def statistics(net: nn.Module) -> set[str]:
-        return {
-            f"{layer}.{name}" for layer, m in _batch_norms(net, "silobn").items() for name in dict(m.named_buffers())
-        }
+    def statistics(net: nn.Module, t: int) -> Travels:
+        return Travels(
+            at_home=frozenset(
+                f"{layer}.{name}"
+                for layer, m in _batch_norms(net, "silobn").items()
+                for name in dict(m.named_buffers())
+            )
+        )
 
-    return Algorithm("SiloBN", local=statistics)
+    return Algorithm("SiloBN", travels=statistics)
 
 
 def fixbn(after: int) -> Algorithm:
@@ -444,20 +441,21 @@ def fixbn(after: int) -> Algorithm:
     if not isinstance(after, int) or after < 1:
         raise ValueError(f"after must be a whole number of rounds, at least 1, got {after!r}")
 
-    def freeze(net: nn.Module, t: int) -> None:
+    def freeze(net: nn.Module, t: int) -> Travels:
         for layer in _batch_norms(net, "fixbn").values():
             layer.train(t < after)
+        return Travels()
 
-    return Algorithm("FixBN", {"after": after}, begin_round=freeze)
+    return Algorithm("FixBN", {"after": after}, travels=freeze)
 
 
 def standalone() -> Algorithm:
     """Nothing travels: every client trains its own network on its own data."""
 
-    def everything(net: nn.Module) -> set[str]:
-        return {*dict(net.named_parameters()), *dict(net.named_buffers())}
+    def nothing(net: nn.Module, t: int) -> Travels:
+        return Travels(at_home=frozenset((*dict(net.named_parameters()), *dict(net.named_buffers()))))
 
-    return Algorithm("Standalone", local=everything)
+    return Algorithm("Standalone", travels=nothing)
 
 
 def fedwon(agc: float | None = None, standardised: nn.Module | None = None) -> Algorithm:
@@ -469,12 +467,11 @@ def fedwon(agc: float | None = None, standardised: nn.Module | None = None) -> A
     """
     method = Algorithm("FedWon")
     if agc is not None:
-        _positive(agc=agc)
 
         def clip_units(G: Tensor, W: Tensor, local: Local) -> Tensor:
-            return adaptive_clip(G, W, local.units, agc)
+            return adaptive_clip(G, W, local.units, local["agc"])
 
-        method = replace(method, settings={"agc": agc}, direction=(clip_units, *method.direction))
+        method = replace(method, settings={"agc": float(agc)}, correct=(clip_units,))
     if standardised is not None:
         layout = Layout(standardised)
         convs = {f"{name}.weight": m for name, m in standardised.named_modules() if isinstance(m, ScaledWSConv2d)}
@@ -486,30 +483,26 @@ def fedwon(agc: float | None = None, standardised: nn.Module | None = None) -> A
                     weight.copy_(standardise_rows(weight, convs[name].gamma, convs[name].eps))
             return {"standardised": torch.einsum("sk,skp->sp", reports.p, W)}
 
-        method = replace(
-            method,
-            settings={**method.settings, "standardised": 1.0},
-            collect=collect,
-            server=lambda w, update: update.sums["standardised"],
-        )
+        def move(w: Tensor, update: Update) -> Tensor:
+            return update.sums["standardised"] / update.came
+
+        settings = {**method.settings, "standardised": True}
+        method = replace(method, settings=settings, server=ServerOpt(move, collect=collect))
     return method
 
 
 def simclr(tau: float = 0.5, smallest: float = 0.2, colour: float = 0.4) -> Algorithm:
-    """FedAvg without labels: each client learns to tell its own images apart (:func:`contrastive`).
+    """FedAvg without labels: each client learns to tell its own images apart (:func:`nt_xent`).
 
     A view is compared with the others of its client's batch only, which must hold two images at least. ``smallest`` and
     ``colour`` say how different two views are: :func:`fedlib.data.random_views`.
     """
-    _positive(smallest=smallest)
-    _fraction(smallest=smallest, colour=colour)
-    return Algorithm(
-        "SimCLR",
-        {"tau": tau, "smallest": smallest, "colour": colour},
-        objective=contrastive(tau),
-        view=partial(random_views, smallest=smallest, colour=colour),
-        labels=False,
-    )
+    _require(_FALLING, smallest=smallest)
+    _require(_FRACTION, colour=colour)
+    # The views are drawn for all runs alike, so these two are no numbers that could differ between them.
+    settings = {"tau": float(tau), "views": f"smallest {smallest:g}, colour {colour:g}"}
+    view = partial(random_views, smallest=smallest, colour=colour)
+    return Algorithm("SimCLR", settings, Objective(nt_xent, view, labels=False))
 
 
 def phases(depth: int, active: int = 1, progressive: bool = False) -> list[list[int]]:
@@ -550,12 +543,12 @@ def layerwise(
     Raises:
         TypeError: ``base`` is no Algorithm (``simclr`` instead of ``simclr()``, say).
         ValueError: a plan that skips a block or trains one before those below it, rounds below 1, a budget below 2,
-            above the depth, or too small for block 1 and the newest blocks, a seed below 0, or a base that prepares
-            its rounds itself, such as one that is wrapped already.
+            above the depth, or too small for block 1 and the newest blocks, a seed below 0, or a base that is wrapped
+            already.
     """
     _check_base(base)
-    if base.begin_round:
-        raise ValueError(f"base must not prepare its rounds itself, got {base.name!r}: layerwise would replace that")
+    if "plan" in base.settings:
+        raise ValueError(f"base must not be trained layer by layer already, got {base.name!r}")
     plan = [sorted(set(active)) for active in plan]
     new = _new_blocks(plan)
     depth = max(new[-1])
@@ -572,26 +565,15 @@ def layerwise(
                 f"to the depth {depth}, got {budget!r}"
             )
 
-    def begin_round(net: nn.Module, t: int) -> None:
+    def travels(net: nn.Module, t: int) -> Travels:
         s = min(t // rounds, len(plan) - 1)
         present = max(plan[s])
         over = 0 if budget is None else max(0, present - budget)
         dropped = np.random.default_rng([seed, t]).choice(droppable[s], over, replace=False) if over else ()
-        body = _block_body(net, depth)
-        body.running = tuple(b for b in range(1, present + 1) if b not in dropped)
-        body.grown = present  # also where the newest blocks are left out
-        body.patches.requires_grad_(1 in plan[s])
-        for number, block in enumerate(body.blocks, start=1):
-            block.requires_grad_(number in plan[s] and number in body.running)
-
-    def absent(net: nn.Module) -> set[str]:
-        body = _block_body(net, depth)
-        return {
-            f"body.blocks.{i}.{name}"
-            for i, block in enumerate(body.blocks)
-            if i + 1 not in body.running
-            for name, _ in block.named_parameters()
-        }
+        body = _blocks(net, depth)
+        body.run_only([b for b in range(1, present + 1) if b not in dropped], grown=present, learning=plan[s])
+        at_home = base.travels(net, t).at_home if base.travels else frozenset()
+        return Travels(at_home, absent=frozenset(f"body.{name}" for name in body.left_out()))
 
     settings = {
         "plan": " | ".join(" ".join(map(str, active)) for active in plan),
@@ -599,13 +581,7 @@ def layerwise(
         "budget": budget,
         "dropout_seed": seed if budget else None,
     }
-    return replace(
-        base,
-        name=f"{base.name}, layer-wise",
-        settings={**base.settings, **settings},
-        begin_round=begin_round,
-        absent=absent,
-    )
+    return replace(base, name=f"{base.name}, layer-wise", settings={**base.settings, **settings}, travels=travels)
 
 
 def _new_blocks(plan: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -622,12 +598,13 @@ def _new_blocks(plan: Sequence[Sequence[int]]) -> list[list[int]]:
     return new
 
 
-def _block_body(net: nn.Module, depth: int) -> BlockBody:
+def _blocks(net: nn.Module, depth: int) -> nn.Module:
+    """The body of a network whose blocks can be left out: it has ``blocks``, ``run_only`` and ``left_out``."""
     body = getattr(net, "body", None)
-    if not isinstance(body, BlockBody) or len(body.blocks) != depth:
-        there = len(body.blocks) if isinstance(body, BlockBody) else "no"
+    there = len(body.blocks) if hasattr(body, "run_only") else "no"
+    if there != depth:
         raise ValueError(
-            f"the plan is for {depth} blocks, but the network has {there} blocks in a BlockBody; build it "
+            f"the plan is for {depth} blocks, but the network has {there} blocks that can be left out; build it "
             f"with vit_encoder(..., depth={depth})"
         )
     return body
@@ -638,54 +615,36 @@ def _check_base(base: Algorithm) -> None:
         raise TypeError(f"base must be an Algorithm, such as fedavg(); got {base!r}")
 
 
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+# --- settings: what a number may be, wherever it comes from ---
+
+Rule = tuple[Callable[[float], bool], str]
+_FINITE: Rule = (math.isfinite, "be a finite number")
+_POSITIVE: Rule = (lambda v: math.isfinite(v) and v > 0, "be a positive finite number")
+_NOT_NEGATIVE: Rule = (lambda v: math.isfinite(v) and v >= 0, "be finite and not negative")
+_RADIUS: Rule = (lambda v: v > 0, "be positive")
+_FRACTION: Rule = (lambda v: 0 <= v <= 1, "lie in [0, 1]")
+_BELOW_ONE: Rule = (lambda v: 0 <= v < 1, "lie in [0, 1)")  # at 1 a mean would never move
+_FALLING: Rule = (lambda v: 0 < v <= 1, "lie in (0, 1]")
+ACCEPTED: dict[str, Rule] = {
+    "mu": _NOT_NEGATIVE, "eps": _NOT_NEGATIVE, "v0": _NOT_NEGATIVE,
+    "tau": _POSITIVE, "server_lr": _POSITIVE, "agc": _POSITIVE, "weight": _POSITIVE,
+    "alpha": _FRACTION, "momentum": _FRACTION, "beta1": _BELOW_ONE, "beta2": _BELOW_ONE,
+    "annealing": _FALLING, "eps_decay": _FALLING, "clip": _RADIUS,
+}  # fmt: skip
 
 
-def _fraction(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
-
-
-def _annealing(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value <= 1:
-            raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
-
-
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-    f.__name__: f
-    for f in (
-        fedavg,
-        fedprox,
-        scaffold,
-        fedavgm,
-        fedadam,
-        fedadam_eps,
-        fedyogi,
-        fedexp,
-        fedlc,
-        fedrs,
-        feddecorr,
-        fedbn,
-        silobn,
-        fixbn,
-        standalone,
-        fedwon,
-        simclr,
-    )
-}
-
-
-def build(name: str, **settings: float) -> Algorithm:
-    """The algorithm called ``name``, e.g. ``build("fedprox", mu=0.1)``.
+def check_setting(name: str, value: object) -> None:
+    """Refuse a number that makes no sense under its name, in a method's settings or in an axis of a sweep.
 
     Raises:
-        ValueError: if there is no such algorithm; the message lists those that exist.
+        ValueError: it names the setting, what it got and what it accepts.
     """
-    if name not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {name!r}; there are {', '.join(sorted(ALGORITHMS))}")
-    return ALGORITHMS[name](**settings)
+    if isinstance(value, float):
+        _require(ACCEPTED.get(name, _FINITE), **{name: value})
+
+
+def _require(rule: Rule, **values: float) -> None:
+    accepts, words = rule
+    for name, value in values.items():
+        if not accepts(value):
+            raise ValueError(f"{name} must {words}, got {value!r}")

@@ -24,7 +24,7 @@ from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
 from fedlib.claims import MARKS, PRESETS, Claim, load_results, provenance, typeset
-from fedlib.cohort import cores
+from fedlib.workers import cores
 
 _SNAPSHOT = "_fedlib_begin"
 _WHERE = {"save", "checkpoints"}  # parameters that say where things go, not what comes out

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
@@ -25,14 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from fedlib.data import augment, distort, prepare
-from fedlib.models import BlockBody
+from fedlib.workers import Workers, slices
 
 STREAMS = 10  # of a GPU that clients are spread over
 TOGETHER = 512  # images of one client that are made ready at a time
+OF_ALL_METHODS = ("weight_decay", "clip", "annealing")  # numbers that any method can be run with
 
-beside_others = False  # True in a process of fedlib.side_by_side: the other cores belong to its neighbours
-
-Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 Transformation = Callable[[Tensor, Tensor, "Local"], Tensor]
 
 
@@ -142,27 +138,39 @@ class Local:
 
     Attributes:
         run, client: int64 (R,), which run of the sweep and which client each row is.
-        lr, weight_decay, clip, mu: (R, 1); all but ``lr`` are None when no row uses them.
         steps: (R, 1), the number of local steps of each row.
         counts: (R, C), training images of each class that the client holds.
-        units: int64 (U,), the number of consecutive columns of each output unit; see :meth:`Layout.units`.
         global_rows: (S, P), the global vector of each run. ``w`` is the row each client started from.
+        numbers: name -> (R, 1), what ``local[name]`` gives: ``lr``; ``weight_decay`` and ``clip``, where any row uses
+            them; and the method's own settings.
+        units: int64 (U,), the number of consecutive columns of each output unit; see :meth:`Layout.units`.
         server_rows: name -> (S, P), what the server told every client (a control variate, say).
         client_rows: name -> (R, P), what each client kept from its earlier rounds.
     """
 
     run: Tensor
     client: Tensor
-    lr: Tensor
     steps: Tensor
     counts: Tensor
     global_rows: Tensor
-    weight_decay: Tensor | None = None
-    clip: Tensor | None = None
-    mu: Tensor | None = None
+    numbers: dict[str, Tensor]
     units: Tensor | None = None
     server_rows: dict[str, Tensor] = field(default_factory=dict)
     client_rows: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def alone(cls, w: Tensor, lr: float | Tensor = 1.0, **numbers: float | Tensor) -> Local:
+        """Clients outside a federation, to look at a single step: each started from its row of ``w`` (R, P).
+
+        Numbers are one for all rows or (R, 1).
+        """
+        rows, one = torch.arange(len(w)), w.new_ones(len(w), 1)
+        given = {name: one * number for name, number in {"lr": lr, **numbers}.items()}
+        return cls(rows, rows, steps=one, counts=one, global_rows=w, numbers=given)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """(R, 1), a number of each row."""
+        return self.numbers[name]
 
     @cached_property
     def w(self) -> Tensor:
@@ -174,39 +182,144 @@ class Local:
         """name -> (R, P), the server's rows, one for each client."""
         return {name: self._of_run(rows) for name, rows in self.server_rows.items()}
 
+    @cached_property
+    def told(self) -> dict[str, Tensor]:
+        """What the objective of each client is told: ``counts`` (R, C) and every number (R,) of its method."""
+        own = {name: column[:, 0] for name, column in self.numbers.items() if name not in ("lr", *OF_ALL_METHODS)}
+        return {"counts": self.counts, **own}
+
     def _of_run(self, rows: Tensor) -> Tensor:
         return rows.expand(len(self.run), -1) if len(rows) == 1 else rows[self.run]
 
     def take(self, rows: slice | Tensor) -> Local:
         """The same for some of the rows."""
+        some = {name: getattr(self, name)[rows] for name in ("run", "client", "steps", "counts")}
+        numbers, kept = ({n: value[rows] for n, value in of.items()} for of in (self.numbers, self.client_rows))
+        return replace(self, numbers=numbers, client_rows=kept, **some)
 
-        def some(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[rows]
 
-        names = ("run", "client", "lr", "steps", "counts", "weight_decay", "clip", "mu")
-        kept = {name: value[rows] for name, value in self.client_rows.items()}
-        return replace(self, client_rows=kept, **{name: some(getattr(self, name)) for name in names})
+@dataclass(frozen=True)
+class Travels:
+    """What of a network does not travel in a round, by the names of its tensors.
+
+    Attributes:
+        at_home: parameters and buffers that each client has for itself; the same in every round.
+        absent: parameters that the round does without: they are not sent to the clients.
+    """
+
+    at_home: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What round ``t`` trains and what of it travels: asked once, handed to clients, server and whoever counts bytes.
+
+    Attributes:
+        prepare: puts a network into the round's training mode: what learns, which of its blocks run.
+        key: equal for stages whose training steps consist of the same operations.
+        frozen: bool (P,) on the device, the columns that stand still; None where all learn.
+        at_home, buffers_at_home: columns, of a parameter row and of a buffer row, that never leave a client.
+        absent: columns of a parameter row that are not sent to the clients.
+    """
+
+    t: int
+    prepare: Callable[[nn.Module, int], object]
+    key: Hashable
+    frozen: Tensor | None
+    at_home: Tensor
+    buffers_at_home: Tensor
+    absent: Tensor
+
+    def __call__(self, net: nn.Module) -> nn.Module:
+        """The network itself, put into this stage."""
+        self.prepare(net, self.t)
+        return net
+
+    def count(self, layout: Layout, messages: int) -> tuple[int, int]:
+        """How many numbers a client gets (all but what is its own or absent) and sends (what has learned).
+
+        Args:
+            messages: vectors of the network's size that travel each way.
+        """
+        own = torch.zeros(layout.P, dtype=torch.bool)
+        own[self.at_home.cpu()] = True
+        up, down = own if self.frozen is None else own | self.frozen.cpu(), own.clone()
+        down[self.absent.cpu()] = True
+        buffers = layout.Q - len(self.buffers_at_home)
+        return messages * int((~down).sum()) + buffers, messages * int((~up).sum()) + buffers
+
+
+class Stages:
+    """``stages(t)`` is the stage of round t; what does not change from round to round is made once.
+
+    Args:
+        net: asked in a copy. It is put into training mode and learns what it learned when it came.
+        travels: ``(net, t) -> Travels``, which may change that: put modules into evaluation mode, freeze parameters,
+            choose the blocks that run. None: everything travels and trains in every round.
+    """
+
+    def __init__(
+        self, net: nn.Module, travels: Callable[[nn.Module, int], Travels] | None, device: torch.device | str = "cpu"
+    ):
+        self.net, self.layout, self.travels, self.device = copy.deepcopy(net), Layout(net), travels, device
+        self.learns = [p.requires_grad for p in net.parameters()]
+        self.last: Stage | None = None
+
+    def __call__(self, t: int) -> Stage:
+        if self.last is None or self.travels is not None:
+            travels = self._prepare(self.net, t)
+            key = (_mode(self.net), travels)
+            if self.last is None or self.last.key != key:
+                self.last = self._make(t, key, travels)
+        self.last = replace(self.last, t=t)
+        return self.last
+
+    def _prepare(self, net: nn.Module, t: int) -> Travels:
+        for parameter, learns in zip(net.train().parameters(), self.learns, strict=True):
+            parameter.requires_grad_(learns)
+        return Travels() if self.travels is None else self.travels(net, t)
+
+    def _make(self, t: int, key: Hashable, travels: Travels) -> Stage:
+        frozen = self.layout.frozen(self.net)
+        at_home, absent = (self.layout.columns(names, self.device) for names in (travels.at_home, travels.absent))
+        if self.last is not None and not torch.equal(self.last.at_home, at_home[0]):
+            raise ValueError(f"what stays at home must be the same in every round, but round {t + 1} has other names")
+        frozen = None if frozen is None else frozen.to(self.device)
+        return Stage(t, self._prepare, key, frozen, *at_home, absent[0])
+
+
+def _mode(net: nn.Module) -> tuple[Hashable, ...]:
+    """What decides, beside the shapes, which operations a training step consists of.
+
+    A module of which not everything runs in every round says so in a method ``stage() -> hashable``.
+    """
+    modules = list(net.modules())
+    return (
+        tuple(m.training for m in modules),
+        tuple(p.requires_grad for p in net.parameters()),
+        tuple(m.stage() for m in modules if hasattr(m, "stage")),
+    )
 
 
 class _LocalLoss(nn.Module):
     """The objective as a module, so that ``functional_call`` can swap the network's tensors underneath it."""
 
-    def __init__(self, net: nn.Module, objective: Objective):
+    def __init__(self, net: nn.Module, loss: Loss):
         super().__init__()
-        self.net, self.objective = net, objective
+        self.net, self.loss = net, loss
 
-    def forward(self, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-        return self.objective(self.net, x, y, counts)
+    def forward(self, x: Tensor, y: Tensor, told: dict[str, Tensor]) -> Tensor:
+        return self.loss(self.net, x, y, told)
 
 
 class Trainer:
     """Trains the rows of a cohort: ``trainer(W, buffers, batches, local)`` changes W and the buffers in place.
 
     Args:
-        module: the network; copied, its weights are not used.
-        objective: ``objective(net, x, y, counts) -> scalar``, what one client minimises on one batch.
+        net: the network; copied, its weights are not used.
+        loss: ``loss(net, x, y, told) -> scalar``, what one client minimises on one batch; see :attr:`Local.told`.
         direction: row transformations applied in turn to the gradients G (R, P); a step is ``W -= lr * G``.
-        plain: True if ``direction`` leaves the gradient as it is, which allows a faster step.
         images: uint8 (N, C, H, W), stored N,H,W,C, or the windows (N, L) of a text; ``labels`` int64 (N,).
         normalisation: (mean, std) per channel, or None to leave images in [0, 1].
         padding: of the random crop, in pixels, when ``Batches.shift`` is given.
@@ -219,56 +332,47 @@ class Trainer:
 
     def __init__(
         self,
-        module: nn.Module,
-        objective: Objective,
-        direction: Sequence[Transformation],
+        net: nn.Module,
+        loss: Loss,
+        direction: Sequence[Transformation] = (),
         *,
-        plain: bool,
         images: Tensor,
         labels: Tensor,
-        normalisation: tuple | None,
+        normalisation: tuple | None = None,
         padding: int = 4,
         engine: str = "clients",
         chunk: int = 16,
-        workers: int = 1,
+        workers: Workers | None = None,
         autocast: torch.dtype | None = None,
     ):
-        self.layout = Layout(module)
-        self.direction, self.plain = tuple(direction), plain
+        self.layout = Layout(net)
+        self.direction = tuple(direction)
         self.text = images.dim() == 2
         # Batches lie in memory as the network likes it: N,H,W,C for convolutions, N,C,H,W for layers that flatten it.
-        self.channels_last = not self.text and any(p.dim() > 2 for p in module.parameters())
+        self.channels_last = not self.text and any(p.dim() > 2 for p in net.parameters())
         self.images = images.permute(0, 2, 3, 1) if self.channels_last else images.contiguous()
         self.labels = labels
         self.mean, self.std = normalisation or (None, None)
         self.padding, self.engine, self.chunk = padding, engine, chunk
         self.names = [f"net.{name}" for name in (*self.layout.parameters, *self.layout.buffers)]
         self.autocast = autocast
-        self.dtype = next(module.parameters()).dtype
+        self.dtype = next(net.parameters()).dtype
+        self.workers = workers or Workers(device=images.device)
         # One module a worker: binding a module to a row changes the module, so threads must not share one.
-        self.losses = [_LocalLoss(copy.deepcopy(module).train(), objective) for _ in range(workers)]
+        self.losses = [_LocalLoss(copy.deepcopy(net).train(), loss) for _ in range(self.workers.count)]
         self.streams = [torch.cuda.Stream() for _ in range(STREAMS)] if images.is_cuda else []
-        self.graphs = _Graphs()
-        self.frozen = self._frozen()
-        self.pool = ThreadPoolExecutor(workers, "client", torch.set_num_threads, (1,)) if workers > 1 else None
+        self.graphs = Graphs()
+        self.key: Hashable = None
+        self.frozen: Tensor | None = None
+        self.enter(Stages(net, None, images.device)(0))
 
-    def switch(self, set_mode: Callable[[nn.Module], None]) -> None:
-        """Put the networks into training mode with every parameter learning, then let ``set_mode`` change that.
-
-        It may put modules into evaluation mode, freeze parameters (``requires_grad_(False)``) and choose the blocks of
-        a :class:`fedlib.models.BlockBody` that run.
-        """
-        before = _stage(self.losses[0].net)
+    def enter(self, stage: Stage) -> None:
+        """Train what this stage trains from here on."""
         for loss_of in self.losses:
-            set_mode(loss_of.net.train().requires_grad_(True))
-        if before != _stage(self.losses[0].net):
+            stage(loss_of.net)
+        if self.key != stage.key:
             # A captured graph replays the stage it was captured in, and reads that stage's mask where it lay then.
-            self.graphs, self.frozen = _Graphs(), self._frozen()
-
-    def _frozen(self) -> Tensor | None:
-        """bool (P,) on the device, the columns that stand still; None where all learn."""
-        frozen = self.layout.frozen(self.losses[0].net)
-        return None if frozen is None else frozen.to(self.images.device)
+            self.graphs, self.key, self.frozen = Graphs(self.graphs), stage.key, stage.frozen
 
     def __call__(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
         """Local training of all R rows.
@@ -311,7 +415,7 @@ class Trainer:
             for rows in queue:
                 self._in_memory(train, loss_of, rows, W, buffers, batches, local, losses)
 
-        self.map(work, self.losses)
+        self.workers.map(work, self.losses)
         return losses
 
     def _in_memory(
@@ -347,11 +451,6 @@ class Trainer:
             torch.cuda.empty_cache()
         for part in (slice(rows.start, rows.start + half), slice(rows.start + half, rows.stop)):
             self._in_memory(train, loss_of, part, W, buffers, batches, local, losses)
-
-    def map(self, function: Callable, items: Iterable) -> list:
-        """``[function(item) for item in items]``, on the worker threads where there are any."""
-        with one_thread(self.images.device):
-            return list((self.pool.map if self.pool else map)(function, items))
 
     def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int | slice, size: int) -> tuple[Tensor, Tensor]:
         """Images, float (..., B, C, H, W) on the device, and labels (..., B) of some steps.
@@ -393,7 +492,7 @@ class Trainer:
             G = transform(G, W, local)
             if self.frozen is not None:  # at once, so that what stands still counts in no later transform's norm
                 G = G.masked_fill(self.frozen, 0)
-        W.sub_(local.lr * G)
+        W.sub_(local["lr"] * G)
 
     def _train_client(
         self,
@@ -408,17 +507,17 @@ class Trainer:
         r, row, local = rows.start, W[rows], local.take(rows)
         parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
         learning = [p for p in parameters if p.requires_grad]
-        lr = None if W.is_cuda else local.lr.item()  # a number is faster, but would wait for the GPU
-        counts, total = local.counts[0], 0.0
+        lr = None if W.is_cuda else local["lr"].item()  # a number is faster, but would wait for the GPU
+        told, total = {name: value[0] for name, value in local.told.items()}, 0.0
         for x, y in self._client_batches(batches, r):
             with self.precision():
-                loss = loss_of(x, y, counts)
+                loss = loss_of(x, y, told)
             gradients = torch.autograd.grad(loss, learning, allow_unused=True, materialize_grads=True)
             total = total + loss.detach()
-            if self.plain:
+            if not self.direction:
                 with torch.no_grad():
                     if lr is None:
-                        torch._foreach_add_(learning, torch._foreach_mul(gradients, -local.lr[0, 0]))
+                        torch._foreach_add_(learning, torch._foreach_mul(gradients, -local["lr"][0, 0]))
                     else:
                         torch._foreach_add_(learning, gradients, alpha=-lr)
             else:
@@ -468,11 +567,11 @@ class Trainer:
             for v, p in zip(self.layout.views(W.data), loss_of.net.parameters(), strict=True)
         ]
 
-        def loss_of_row(tensors: list[Tensor], x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-            return torch.func.functional_call(loss_of, dict(zip(self.names, tensors, strict=True)), (x, y, counts))
+        def loss_of_row(tensors: list[Tensor], x: Tensor, y: Tensor, told: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(loss_of, dict(zip(self.names, tensors, strict=True)), (x, y, told))
 
         with self.precision():
-            loss = torch.vmap(loss_of_row, randomness="different")([*parameters, *stats], x, y, local.counts)
+            loss = torch.vmap(loss_of_row, randomness="different")([*parameters, *stats], x, y, local.told)
         learning = [p for p in parameters if p.requires_grad]
         gradients = torch.autograd.grad(loss.sum(), learning, allow_unused=True, materialize_grads=True)
         gradients = _with_zeros(gradients, parameters)
@@ -482,7 +581,7 @@ class Trainer:
         return loss.detach()
 
 
-class _Graphs:
+class Graphs:
     """Replays local training as one CUDA graph, since at these sizes launching kernels takes longer than running them.
 
     A graph is captured of a pattern of shapes and batch sizes the second time in a row that it is met, and kept until
@@ -491,8 +590,9 @@ class _Graphs:
     a warning.
     """
 
-    def __init__(self):
-        self.graph, self.key, self.last, self.inputs, self.losses, self.possible = None, None, None, [], None, True
+    def __init__(self, before: Graphs | None = None):
+        self.graph, self.key, self.last, self.inputs, self.losses = None, None, None, [], None
+        self.possible, self.captures = True, 0 if before is None else before.captures
 
     def __call__(
         self, train: Callable[..., Tensor], W: Tensor, buffers: Tensor, batches: Batches, local: Local
@@ -526,15 +626,7 @@ class _Graphs:
         with torch.cuda.graph(graph):
             self.losses = train(*static)
         self.graph = graph
-
-
-def _stage(net: nn.Module) -> list:
-    """What decides which operations a training step consists of, beside the shapes."""
-    return [
-        [m.training for m in net.modules()],
-        [p.requires_grad for p in net.parameters()],
-        [tuple(m.running) for m in net.modules() if isinstance(m, BlockBody)],
-    ]
+        self.captures += 1
 
 
 def _with_zeros(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -567,29 +659,3 @@ def _same(sizes: list[int], rows: slice) -> Iterator[tuple[int, slice | Tensor]]
     for size in sorted(set(here) - {0}, reverse=True):
         members = [rows.start + i for i, s in enumerate(here) if s == size]
         yield size, rows if len(members) == len(here) else torch.tensor(members)
-
-
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """One intra-op thread on a CPU: another number of them would change the last bits of a result."""
-    if device.type != "cpu":
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def slices(count: int, size: int) -> list[slice]:
-    """``range(count)`` in slices of ``size``, the last one as large as is left."""
-    return [slice(a, min(a + size, count)) for a in range(0, count, size)]
-
-
-def cores() -> int:
-    """CPU cores this process may use; one beside others."""
-    if beside_others:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,7 @@ a random number and none changes the name of a weight, so one seed gives the sam
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -693,6 +693,26 @@ class BlockBody(nn.Module):
     @running.setter
     def running(self, numbers: Sequence[int]) -> None:
         self._running, self.grown = tuple(numbers), max(numbers)
+
+    def stage(self) -> tuple:
+        """Which blocks run; what the engine asks of any module of which not everything runs in every round."""
+        return self.running
+
+    def run_only(self, running: Sequence[int], grown: int, learning: Collection[int]) -> None:
+        """Let these blocks run and those among them that are in `learning` learn; the patches learn with block 1."""
+        self.running, self.grown = tuple(running), grown
+        self.patches.requires_grad_(1 in learning)
+        for number, block in enumerate(self.blocks, start=1):
+            block.requires_grad_(number in learning and number in self.running)
+
+    def left_out(self) -> set[str]:
+        """Names of the parameters of the blocks that do not run."""
+        return {
+            f"blocks.{i}.{name}"
+            for i, block in enumerate(self.blocks)
+            if i + 1 not in self.running
+            for name, _ in block.named_parameters()
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x)

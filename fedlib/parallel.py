@@ -14,7 +14,7 @@ import loky
 import torch
 from tqdm import tqdm
 
-from fedlib import cohort
+from fedlib import workers
 
 
 def side_by_side(
@@ -51,7 +51,7 @@ def side_by_side(
     if processes is not None and (not isinstance(processes, int) or isinstance(processes, bool) or processes < 1):
         raise ValueError(f"processes must be a whole number of at least 1, got {processes!r}")
     # as many as there are cores, even for fewer keys: a pool of another size would begin its processes anew
-    together = cohort.cores() if processes is None else min(processes, len(keys))
+    together = workers.cores() if processes is None else min(processes, len(keys))
     if min(together, len(keys)) <= 1 or torch.cuda.is_available():
         return {key: function(key) for key in keys}
     executor = _executor(together)
@@ -71,9 +71,9 @@ def side_by_side(
 
 def warm_up() -> None:
     """Start the processes of :func:`side_by_side` in the background, which takes them some seconds of imports."""
-    if cohort.cores() > 1 and not torch.cuda.is_available():
-        for _ in range(cohort.cores()):
-            _executor(cohort.cores()).submit(int)
+    if workers.cores() > 1 and not torch.cuda.is_available():
+        for _ in range(workers.cores()):
+            _executor(workers.cores()).submit(int)
 
 
 def _executor(processes: int) -> loky.ProcessPoolExecutor:
@@ -85,7 +85,7 @@ def _executor(processes: int) -> loky.ProcessPoolExecutor:
 
 
 def _begin_process() -> None:
-    cohort.beside_others = True
+    workers.beside_others = True
     torch.set_num_threads(1)
 
 

@@ -1,19 +1,20 @@
-"""The rounds: sample clients, train them, aggregate, evaluate, checkpoint; the result is a :class:`Run`.
+"""The rounds: draw clients, train them, add up, move the server, evaluate; the result is a :class:`Run`.
 
-A sweep is a cohort too. Runs that differ only in their seed or in a learning rate change no shape, so their clients
-are more rows of the same matrix: S runs of K clients are trained as S * K rows.
+A sweep is a cohort too. Runs that differ only in their seed or in a number change no shape, so their clients are more
+rows of the same matrix: S runs of K clients are trained as S * K rows.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import itertools
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,18 +25,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fedlib import cohort
-from fedlib.algorithms import Algorithm, Reports, Update, fedavg
-from fedlib.cohort import Batches, Layout, Local, Trainer, cores, one_thread, slices
+from fedlib import checkpoint as checkpoints
+from fedlib import workers as cpu
+from fedlib.algorithms import Algorithm, check_setting, clip, decay, fedavg
+from fedlib.client import Clients, Kept
+from fedlib.cohort import Layout, Stage, Stages, Trainer
 from fedlib.data import Data, prepare
+from fedlib.messages import Down, Totals
+from fedlib.schedule import AUGMENTATIONS, PADDING, Schedule
+from fedlib.server import Server
+from fedlib.workers import Workers, cores, one_thread, slices
 
-AUGMENTATIONS = ("crop", "flip", "flip+crop")
 ENGINES = ("auto", "clients", "stacked")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
-COLUMNS = 1 << 15  # of the cohort that are averaged at a time on a CPU; they fit into its cache
 CHUNK = 32  # rows stacked together on a CPU; the same for any number of workers, which then cannot change a bit
 SHARE = 16  # rows of a wave take this part of free memory at most: training needs several copies, and activations
-PADDING = 4  # pixels around an image before it is cropped at random
 
 
 @dataclass
@@ -89,23 +93,11 @@ def run(
     seed: int = 0,
     weight_decay: float = 0.0,
     clip: float | None = None,
-    mu: float | None = None,
     **options,
 ) -> Run:
     """One federated training. See :func:`sweep` for the arguments; here each of these is a single value."""
-    runs = sweep(
-        model,
-        data,
-        parts,
-        algorithm,
-        lr=[lr],
-        seed=[seed],
-        weight_decay=[weight_decay],
-        clip=[clip],
-        mu=[mu],
-        **options,
-    )
-    return runs[0]
+    axes = {"lr": [lr], "seed": [seed], "weight_decay": [weight_decay], "clip": [clip]}
+    return sweep(model, data, parts, algorithm, **axes, **options)[0]
 
 
 def sweep(
@@ -115,32 +107,72 @@ def sweep(
     algorithm: Algorithm | None = None,
     *,
     rounds: int,
-    lr: Sequence[float],
-    seed: Sequence[int] = (0,),
-    weight_decay: Sequence[float] = (0.0,),
-    clip: Sequence[float | None] = (None,),
-    mu: Sequence[float | None] = (None,),
-    batch_size: int = 32,
-    local_steps: int | None = None,
-    local_epochs: int | None = None,
-    clients_per_round: int | None = None,
-    lr_decay: float = 1.0,
-    augment: str | None = None,
-    normalise: bool = False,
-    test_parts: Sequence[Tensor] | None = None,
     evaluate_every: int | None = None,
-    device: str | torch.device | None = None,
-    engine: str = "auto",
-    chunk: int | None = None,
-    wave: int | None = None,
-    workers: int | None = None,
-    precision: str = "float32",
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
     checkpoint_minutes: float = 5.0,
     progress: bool | str = True,
+    **options,
 ) -> list[Run]:
-    """Every combination of ``lr``, ``weight_decay``, ``clip``, ``mu`` and ``seed``, trained together.
+    """Every combination of ``lr``, ``weight_decay``, ``clip``, ``settings`` and ``seed``, trained together.
+
+    Args:
+        model, data, parts, algorithm, **options: see :class:`Simulation`.
+        rounds: communication rounds T.
+        evaluate_every: rounds between evaluations; the last round is always evaluated. Default: 20 times in a run.
+        checkpoint: a file. It is written every ``checkpoint_every`` rounds (if given) and every
+            ``checkpoint_minutes``; when it exists, the sweep continues from it and gives the result that an
+            uninterrupted one gives, bit for bit on a CPU.
+        progress: show a progress bar; a string is its label.
+
+    Returns:
+        One :class:`Run` for each combination, in the order of
+        ``itertools.product(lr, weight_decay, clip, *settings.values(), seed)``.
+
+    Raises:
+        ValueError: for an argument that makes no sense, or a checkpoint that belongs to another configuration.
+    """
+    _check_whole(rounds=rounds, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    sim = Simulation(model, data, parts, algorithm, **options)
+    every = evaluate_every or max(1, rounds // 20)
+    sim.config |= {"rounds": rounds, "evaluate_every": every}
+    file = checkpoint and Path(checkpoint)
+    if file and file.exists():
+        sim.load(file)
+        sim.keep_lines(lambda t: t % every == 0 or t == rounds)  # the last round of a shorter run is no line here
+        if sim.t > rounds:
+            raise ValueError(f"checkpoint {file} has {sim.t} rounds, more than the {rounds} asked for")
+    label = progress if isinstance(progress, str) else sim.algorithm.name
+    hidden = not progress or cpu.beside_others
+    started, saved, before = time.monotonic(), time.monotonic(), sim.seconds
+    with tqdm(total=rounds, initial=sim.t, desc=label, unit="round", leave=False, disable=hidden) as bar:
+        while sim.t < rounds and sim.live:
+            sim.step()
+            if sim.t % every == 0 or sim.t == rounds:
+                sim.evaluate()
+            bar.update()
+            sim.seconds = before + time.monotonic() - started
+            due = (
+                checkpoint_every and sim.t % checkpoint_every == 0 or time.monotonic() - saved > 60 * checkpoint_minutes
+            )
+            if file and (due or sim.t == rounds):
+                sim.save(file)
+                saved = time.monotonic()
+    return sim.runs()
+
+
+class Simulation:
+    """S federations side by side on one machine, round by round.
+
+        >>> import fedlib as fl
+        >>> data = fl.data.load("digits")
+        >>> parts = fl.partition.n_class(data.y_train, clients=10, n=1)
+        >>> sim = fl.Simulation(lambda: fl.models.mlp(data.shape, 10), data, parts, lr=[0.1, 0.3], local_steps=5)
+        >>> for _ in range(3):
+        ...     sim.step()
+        >>> sim.evaluate()
+        >>> [len(run.history) for run in sim.runs()]
+        [1, 1]
 
     Args:
         model: a function that makes the network, called once for every seed after ``torch.manual_seed(seed)``; or a
@@ -148,10 +180,10 @@ def sweep(
         data: what is learned.
         parts: one index tensor per client into the training images.
         algorithm: a method; FedAvg when left out.
-        rounds: communication rounds T.
-        lr, weight_decay, clip, mu, seed: the values to combine; ``clip`` is the largest norm of a client's gradient (of
-            gradient and weight decay together under :func:`fedlib.algorithms.fednar`, whose ``max_norm`` it replaces),
-            ``mu`` the proximal weight of :func:`fedlib.algorithms.fedprox` in place of its own.
+        lr, weight_decay, clip, seed: the values to combine; ``clip`` is the largest norm of a client's gradient (of
+            gradient and weight decay together under :func:`fedlib.algorithms.fednar`, whose ``max_norm`` it replaces).
+        settings: the values to combine of the method's own numbers, such as ``{"mu": [0.0, 0.01]}``, and of
+            ``annealing``: the weight decay of round t is ``weight_decay * annealing**t``.
         batch_size: images in a local step.
         local_steps: steps per round and client. Batches run on from one shuffling of the client's images to the next,
             all of them full (or as large as the client).
@@ -161,7 +193,6 @@ def sweep(
         augment: ``"crop"`` (zero padding of 4), ``"flip"``, ``"flip+crop"`` or None; per image.
         normalise: subtract ``data.mean`` and divide by ``data.std``; otherwise images lie in [0, 1].
         test_parts: one index tensor per client into the test images, for per-client accuracy.
-        evaluate_every: rounds between evaluations; the last round is always evaluated. Default: 20 times in a run.
         device: default ``"cuda"`` where there is one.
         engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. ``Run.config`` has the choice.
         chunk: rows stacked together; halved, with a warning, when a GPU's memory does not hold their training.
@@ -172,450 +203,240 @@ def sweep(
         workers: CPU threads; the number of cores when left out. More of them than cores are accepted with a warning.
         precision: ``"float32"``, ``"tf32"`` (on a GPU only), ``"bf16"`` (autocast: matrix products and convolutions in
             bfloat16, weights and their sums in float32) or ``"float64"``.
-        checkpoint: a file. It is written every ``checkpoint_every`` rounds (if given) and every
-            ``checkpoint_minutes``; when it exists, the sweep continues from it and gives the result that an
-            uninterrupted one gives, bit for bit on a CPU.
-        progress: show a progress bar; a string is its label.
 
-    Returns:
-        One :class:`Run` for each combination, in the order of ``itertools.product(lr, weight_decay, clip, mu, seed)``.
+    Attributes:
+        t: rounds done.
+        clients, server, schedule: the two sides of a round, and who trains in it.
+        config: everything that determines the result of all runs; ``settings`` the numbers of each.
+        diverged: of each run None, or what went wrong when.
 
     Raises:
-        ValueError: for an argument that makes no sense, or a checkpoint that belongs to another configuration.
+        ValueError: for an argument that makes no sense.
     """
-    algorithm = algorithm or fedavg()
-    for name, values in (("lr", lr), ("weight_decay", weight_decay), ("clip", clip), ("mu", mu), ("seed", seed)):
-        single = isinstance(values, str) or getattr(values, "shape", None) == ()  # both claim that they can be iterated
-        if single or not isinstance(values, Iterable):
-            raise ValueError(f"{name} must be a list of the values to combine, got {values!r}; fl.run takes one")
-    mu = [algorithm.mu if value is None else value for value in mu]
-    settings = [
-        dict(zip(("lr", "weight_decay", "clip", "mu", "seed"), map(_plain_number, values), strict=True))
-        for values in itertools.product(lr, weight_decay, clip, mu, seed)
-    ]
-    K = len(parts) if clients_per_round is None else clients_per_round
-    _check(
-        data,
-        parts,
-        test_parts,
-        settings,
-        K,
-        rounds=rounds,
-        batch_size=batch_size,
-        local_steps=local_steps,
-        local_epochs=local_epochs,
-        lr_decay=lr_decay,
-        evaluate_every=evaluate_every,
-        chunk=chunk,
-        wave=wave,
-        workers=workers,
-        checkpoint_every=checkpoint_every,
-    )
-    if algorithm.mu is None and any(s["mu"] is not None for s in settings):
-        raise ValueError(
-            f"mu is the weight of a proximal term, which {algorithm.name!r} does not have; leave it out, "
-            "or take fl.algorithms.fedprox()"
-        )
-    for name, value, accepted in (
-        ("augment", augment, (None, *AUGMENTATIONS)),
-        ("engine", engine, ENGINES),
-        ("precision", precision, PRECISIONS),
-    ):
-        if value not in accepted:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
-    if data.is_text and (augment or normalise):
-        raise ValueError(
-            f"augment must be None and normalise False for the text {data.name!r}, got {augment!r} and {normalise!r}"
-        )
-    device = _device(device)
-    if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {device.type!r}")
-    workers = 1 if device.type != "cpu" else cores() if workers is None else workers
-    if workers > cores():
-        warnings.warn(
-            f"workers is {workers}, but this process may use {cores()} cores: the workers will wait for one another",
-            stacklevel=2,
-        )
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    networks = _networks(model, [s["seed"] for s in settings], dtype)
-    _check_network(networks[0], data, algorithm.labels)
-    if algorithm.view:
-        if data.is_text:
-            raise ValueError(f"{algorithm.name!r} distorts images, but {data.name!r} is a text")
-        _check_views(algorithm.name, batch_size, [len(p) for p in parts], by_epochs=local_steps is None)
-    waves = -(-K // (wave or _fitting(networks[0], algorithm, len(settings), len(parts), device)))
-    rows = len(settings) * K
-    engine = _choose_engine(networks[0], device, data, rows) if engine == "auto" else engine
-    chunk = chunk or (rows if device.type == "cuda" else min(rows, CHUNK))
-    config = {
-        "algorithm": algorithm.name,
-        "settings": dict(algorithm.settings),
-        "data": data.name,
-        "train_images": len(data.x_train),
-        "test_images": len(data.x_test),
-        "parts": _digest(parts),
-        "test_parts": _digest(test_parts),
-        "clients": len(parts),
-        "clients_per_round": K,
-        "rounds": rounds,
-        "batch_size": batch_size,
-        "local_steps": local_steps,
-        "local_epochs": local_epochs,
-        "lr_decay": lr_decay,
-        "augment": augment,
-        "normalise": normalise,
-        "evaluate_every": evaluate_every or max(1, rounds // 20),
-        "precision": precision,
-        "device": device.type,
-        "engine": engine,
-        "chunk": chunk,
-        "wave": -(-K // waves),
-    }
-    federation = _Federation(networks, data, parts, test_parts, algorithm, settings, config, device, workers)
-    federation.train(checkpoint and Path(checkpoint), checkpoint_every, checkpoint_minutes, progress)
-    return federation.runs()
-
-
-@dataclass
-class _Total:
-    """What the waves of a round add up to, of S runs: delta (S, P), buffers (S, Q), losses (S,), sums (S, ...).
-
-    ``kept``: what clients will keep once the round has ended, (the memory (S, N, C), runs, clients, rows).
-    """
-
-    delta: Tensor
-    buffers: Tensor
-    losses: Tensor
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
-
-
-class _Federation:
-    """The state of S runs between rounds, and what happens to it in a round."""
 
     def __init__(
         self,
-        networks: list[nn.Module],
+        model: nn.Module | Callable[[], nn.Module],
         data: Data,
         parts: Sequence[Tensor],
-        test_parts: Sequence[Tensor] | None,
-        algorithm: Algorithm,
-        settings: list[dict],
-        config: dict,
-        device: torch.device,
-        workers: int,
+        algorithm: Algorithm | None = None,
+        *,
+        lr: Sequence[float],
+        seed: Sequence[int] = (0,),
+        weight_decay: Sequence[float] = (0.0,),
+        clip: Sequence[float | None] = (None,),
+        settings: Mapping[str, Sequence[float]] | None = None,
+        batch_size: int = 32,
+        local_steps: int | None = None,
+        local_epochs: int | None = None,
+        clients_per_round: int | None = None,
+        lr_decay: float = 1.0,
+        augment: str | None = None,
+        normalise: bool = False,
+        test_parts: Sequence[Tensor] | None = None,
+        device: str | torch.device | None = None,
+        engine: str = "auto",
+        chunk: int | None = None,
+        wave: int | None = None,
+        workers: int | None = None,
+        precision: str = "float32",
     ):
+        self.algorithm = algorithm = algorithm or fedavg()
+        self.axes = _axes(algorithm, settings, lr=lr, weight_decay=weight_decay, clip=clip, seed=seed)
+        self.settings = _combine(algorithm, self.axes)
+        K = len(parts) if clients_per_round is None else clients_per_round
+        _check_whole(batch_size=batch_size, local_steps=local_steps, local_epochs=local_epochs, chunk=chunk, wave=wave,
+                     workers=workers)  # fmt: skip
+        if (local_steps is None) == (local_epochs is None):
+            raise ValueError("give either local_steps or local_epochs, and not both")
+        if not (math.isfinite(lr_decay) and 0 < lr_decay <= 1):
+            raise ValueError(f"lr_decay must lie in (0, 1], got {lr_decay!r}")
+        _check_clients(data, parts, test_parts, K)
+        _check_words(data, augment=augment, normalise=normalise, engine=engine, precision=precision)
+        self.device = _device(device)
+        if precision == "tf32" and self.device.type != "cuda":
+            raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {self.device.type!r}")
+        self.workers = Workers(_threads(workers, self.device), self.device)
+        dtype = torch.float64 if precision == "float64" else torch.float32
+        networks = _networks(model, [s["seed"] for s in self.settings], dtype)
+        objective = algorithm.objective
+        _check_network(networks[0], data, objective.labels)
+        if objective.view:
+            if data.is_text:
+                raise ValueError(f"{algorithm.name!r} distorts images, but {data.name!r} is a text")
+            _check_views(algorithm.name, batch_size, [len(p) for p in parts], by_epochs=local_steps is None)
+        waves = -(-K // (wave or _fitting(networks[0], algorithm, len(self.settings), len(parts), self.device)))
+        rows = len(self.settings) * K
+        engine = _choose_engine(networks[0], self.device, data, rows) if engine == "auto" else engine
+        chunk = chunk or (rows if self.device.type == "cuda" else min(rows, CHUNK))
+
         # A copy, because rounds change its stage and a caller's function may give a network it still needs.
-        self.net, self.data, self.algorithm = copy.deepcopy(networks[0]), data.to(device), algorithm
-        self.settings, self.config, self.device = settings, config, device
-        self.radii = [algorithm.max_norm if s["clip"] is None else s["clip"] for s in settings]
-        self.parts = [np.asarray(p.cpu() if isinstance(p, Tensor) else p) for p in parts]
-        self.test_parts = test_parts and [torch.as_tensor(p, device=device) for p in test_parts]
-        self.normalisation = (data.mean, data.std) if config["normalise"] else None
+        self.net, self.data = copy.deepcopy(networks[0]), data.to(self.device)
         self.layout = Layout(self.net)
-        rows, buffers = zip(*(self.layout.read(net) for net in networks), strict=True)
-        self.w, self.buffers = torch.stack(rows).to(device), torch.stack(buffers).to(device)
-        self.start = _digest([self.w.cpu().view(torch.int32).flatten(), data.y_train])
-        S, N = len(settings), len(parts)
-        self.server_memory = {
-            name: self.w.clone() if value is None else torch.full_like(self.w, value)
-            for name, value in algorithm.server_memory.items()
-        }
-        self.client_memory = {name: self.w.new_zeros(S, N, self.layout.P) for name in algorithm.client_memory}
-        # Columns that never leave a client, and what each client has in them.
-        self.stays, self.buffers_stay = self.layout.columns(algorithm.local(self.net), device)
-        self.home = self.w[:, None, self.stays].repeat(1, N, 1)
-        self.buffers_home = self.buffers[:, None, self.buffers_stay].repeat(1, N, 1)
-        self.units = self.layout.units().to(device)
-        self.personal = bool(len(self.stays) or len(self.buffers_stay))
-        counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
-        self.counts = torch.stack(counts).to(device, self.w.dtype)
-        self.sizes = self.counts.sum(dim=1)
-        self.history: list[list[dict]] = [[] for _ in settings]
-        self.diverged: list[str | None] = [None] * S
-        self.rows: Tensor | None = None
-        self.t, self.seconds = 0, 0.0
-        self.trainer = Trainer(
+        pairs = zip(*(self.layout.read(net) for net in networks), strict=True)
+        w, buffers = (torch.stack(some).to(self.device) for some in pairs)
+        self.start = _digest([w.cpu().view(torch.int32).flatten(), data.y_train])
+        self.stages = Stages(self.net, algorithm.travels, self.device)
+        self.normalisation = (data.mean, data.std) if normalise else None
+        trainer = Trainer(
             self.net,
-            algorithm.objective,
-            algorithm.direction,
-            plain=self._plain(),
+            objective.loss,
+            self._direction(),
             images=self.data.x_train,
             labels=self.data.y_train,
             normalisation=self.normalisation,
             padding=PADDING,
-            engine=config["engine"],
-            chunk=config["chunk"],
-            workers=workers,
-            autocast=torch.bfloat16 if config["precision"] == "bf16" else None,
+            engine=engine,
+            chunk=chunk,
+            workers=self.workers,
+            autocast=torch.bfloat16 if precision == "bf16" else None,
         )
+        counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
+        counts = torch.stack(counts).to(self.device, w.dtype)
+        self.clients = Clients(trainer, algorithm, counts, w, buffers, self.settings, self.stages(0), lr_decay)
+        own = [{name: s[name] for name in algorithm.numbers} for s in self.settings]
+        self.server = Server(algorithm.server, w, buffers, own, len(parts), algorithm.shared)
+        self.schedule = Schedule(
+            [np.asarray(p.cpu() if isinstance(p, Tensor) else p) for p in parts],
+            K,
+            batch_size,
+            local_steps,
+            local_epochs,
+            augment,
+            objective.view,
+            self.device,
+        )
+        self.test_parts = test_parts and [torch.as_tensor(p, device=self.device) for p in test_parts]
+        self.config = {
+            "algorithm": algorithm.name,
+            "settings": dict(algorithm.settings),
+            "data": data.name,
+            "train_images": len(data.x_train),
+            "test_images": len(data.x_test),
+            "parts": _digest(parts),
+            "test_parts": _digest(test_parts),
+            "clients": len(parts),
+            "clients_per_round": K,
+            "batch_size": batch_size,
+            "local_steps": local_steps,
+            "local_epochs": local_epochs,
+            "lr_decay": lr_decay,
+            "augment": augment,
+            "normalise": normalise,
+            "precision": precision,
+            "device": self.device.type,
+            "engine": engine,
+            "chunk": chunk,
+            "wave": -(-K // waves),
+        }
+        self.history: list[list[dict]] = [[] for _ in self.settings]
+        self.diverged: list[str | None] = [None] * len(self.settings)
+        self.losses = dict.fromkeys(range(len(self.settings)), math.nan)
+        self.t, self.seconds = 0, 0.0
 
-    def _plain(self) -> bool:
-        """Whether a step is the gradient itself, with nothing to clip, to decay or to correct."""
-        unused = not any(s["weight_decay"] for s in self.settings) and all(r is None for r in self.radii)
-        return unused and self.algorithm.direction == Algorithm.direction
+    def _direction(self) -> tuple:
+        """The row transformations of a step without those that would do nothing: without any, a step is faster."""
+        unused = [f for f, name in ((clip, "clip"), (decay, "weight_decay")) if not any(s[name] for s in self.settings)]
+        return tuple(f for f in (*self.algorithm.correct, *self.algorithm.step) if f not in unused)
 
-    # --- one round ---
-
-    def round(self) -> None:
-        """Train the sampled clients of every run that is still finite, wave by wave, then move the server."""
-        began = self._live()
-        clients, batches = self._draw(began)
-        if self.algorithm.begin_round:
-            self.trainer.switch(lambda net: self.algorithm.begin_round(net, self.t))
-        total = _Total(torch.zeros_like(self.w), torch.zeros_like(self.buffers), self.w.new_zeros(len(self.w)))
-        rows = torch.arange(clients.numel()).view(clients.shape)
-        p = self.sizes[clients] / self.sizes[clients].sum(dim=1, keepdim=True)
-        for some in slices(clients.shape[1], self.config["wave"]):
-            here = [i for i, s in enumerate(began) if self.diverged[s] is None]  # not in an earlier wave either
-            if not here:
-                break
-            try:
-                self._wave(
-                    torch.tensor(began, device=self.device)[here],
-                    clients[here, some],
-                    p[here, some],
-                    batches.take(rows[here, some].flatten()),
-                    total,
-                )
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                alone = {
-                    k for row in batches.size for k, n in zip(clients.flatten().tolist(), row, strict=True) if n == 1
-                }
-                raise ValueError(
-                    f"client(s) {', '.join(map(str, sorted(alone)))} would train on a batch of one image "
-                    f"in round {self.t + 1}, which has no variance for batch norm; change batch_size, use "
-                    "local_steps instead of local_epochs, or take another norm"
-                ) from error
-        if self._live():
-            self._move(torch.tensor(self._live(), device=self.device), total)
-        self.t += 1
-
-    def _live(self) -> list[int]:
+    @property
+    def live(self) -> list[int]:
         """The runs that are still finite."""
         return [s for s, message in enumerate(self.diverged) if message is None]
 
-    def _wave(self, live: Tensor, clients: Tensor, p: Tensor, batches: Batches, total: _Total) -> None:
-        """Train some clients of each run, (S, K) with weights p, and add what they send to the totals."""
-        S, K = clients.shape
-        run, client = live.repeat_interleave(K), clients.flatten()
-        W, buffers = self._fresh_rows(run), self.buffers[run]
-        W[:, self.stays], buffers[:, self.buffers_stay] = self.home[run, client], self.buffers_home[run, client]
-        local = self._local(run, client, batches)
-        losses = self.trainer(W, buffers, batches, local)
-        self._add(live, p, local, W.view(S, K, -1), buffers.view(S, K, -1), losses.view(S, K), total)
+    # --- one round ---
 
-    def _fresh_rows(self, run: Tensor) -> Tensor:
-        """(R, P), the global vector of its run in every row; the same memory every time, which saves making it."""
-        if self.rows is None or len(self.rows) < len(run):
-            self.rows = self.w.new_empty(len(run), self.layout.P)
-        self.trainer.map(
-            lambda some: torch.index_select(self.w, 0, run[some], out=self.rows[some]), self._shares(len(run))
-        )
-        return self.rows[: len(run)]
+    def step(self) -> None:
+        """One round: train the sampled clients of every run that is still finite, wave by wave, then move the server.
 
-    def _shares(self, count: int) -> list[slice]:
-        """As many slices of ``range(count)`` as there are workers."""
-        return slices(count, -(-count // len(self.trainer.losses)))
-
-    def _draw(self, live: list[int]) -> tuple[Tensor, Batches]:
-        """Who trains in this round, on which images, cropped and mirrored how: a function of (seed, round) alone."""
-        drawn = [self._draw_run(np.random.default_rng([self.settings[s]["seed"], self.t])) for s in live]
-        clients = torch.from_numpy(np.stack([c for c, _ in drawn])).to(self.device)
-        views = 2 if self.algorithm.view else 1
-        steps = [[np.repeat(batch, views) for batch in batches] for _, rows in drawn for batches in rows]
-        T, B = max(map(len, steps)), max(len(b) for row in steps for b in row)
-        index = np.zeros((len(steps), T, B), np.int64)
-        for r, row in enumerate(steps):
-            for t, batch in enumerate(row):
-                index[r, t, : len(batch)] = batch
-        size = [[len(row[t]) if t < len(row) else 0 for row in steps] for t in range(T)]
-        return clients, Batches(
-            torch.from_numpy(index).to(self.device),
-            size,
-            *self._draw_augmentation(live, index.shape, size),
-            self._draw_views(live, index.shape, size),
-        )
-
-    def _draw_run(self, rng: np.random.Generator) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-        N, K, c = len(self.parts), self.config["clients_per_round"], self.config
-        clients = np.arange(N) if K == N else np.sort(rng.choice(N, K, replace=False))
-        return clients, [
-            local_batches(
-                rng, self.parts[k], c["batch_size"], local_steps=c["local_steps"], local_epochs=c["local_epochs"]
-            )
-            for k in clients
-        ]
-
-    def _draw_augmentation(
-        self, live: list[int], shape: tuple[int, int, int], sizes: list[list[int]]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Where each image is cropped, and whether it is mirrored; ``shape`` (R, T, B) is that of the batches."""
-        if self.config["augment"] is None:
-            return None, None
-        shift, flip = np.full((*shape, 2), PADDING), np.zeros(shape, bool)
-        for rows, own, rng in self._own(live, sizes, stream=1):
-            if "crop" in self.config["augment"]:
-                shift[rows, : own[1], : own[2]] = rng.integers(0, 2 * PADDING + 1, (*own, 2))
-            if "flip" in self.config["augment"]:
-                flip[rows, : own[1], : own[2]] = rng.random(own) < 0.5
-        return torch.from_numpy(shift).to(self.device), torch.from_numpy(flip).to(self.device)
-
-    def _draw_views(self, live: list[int], shape: tuple[int, int, int], sizes: list[list[int]]) -> Tensor | None:
-        """(R, T, B, 7), how each image of the batches is distorted."""
-        if self.algorithm.view is None:
-            return None
-        views = np.zeros((*shape, 7), np.float32)
-        for rows, own, rng in self._own(live, sizes, stream=2):
-            views[rows, : own[1], : own[2]] = self.algorithm.view(rng, own)
-        return torch.from_numpy(views).to(self.device)
-
-    def _own(
-        self, live: list[int], sizes: list[list[int]], stream: int
-    ) -> Iterator[tuple[slice, tuple[int, int, int], np.random.Generator]]:
-        """For each run: its rows of the cohort, the shape (K, T, B) it has when alone, and a generator of its own.
-
-        The shape, because other runs of the sweep must not change how many numbers a run draws.
+        A run that diverges is marked, with a warning, and keeps the state it had before.
         """
-        K = len(sizes[0]) // len(live)
-        for i, s in enumerate(live):
-            rows = slice(K * i, K * i + K)
-            own = [row[rows] for row in sizes if any(row[rows])]
-            rng = np.random.default_rng([self.settings[s]["seed"], self.t, stream])
-            yield rows, (K, len(own), max(map(max, own))), rng
+        if not self.live:
+            return
+        # Sums over clients are short: threads that wait for one another there cost more than they save.
+        with one_thread(self.device):
+            began, stage, down = self.live, self.stages(self.t), self.server.begin(self.t)
+            self.clients.enter(stage)
+            clients, batches = self.schedule.draw([self.settings[s]["seed"] for s in began], self.t)
+            totals, kept = Totals.none(down.w, down.buffers), Kept()
+            examples = self.clients.sizes[clients].sum(dim=1, keepdim=True)
+            rows = torch.arange(clients.numel()).view(clients.shape)
+            for some in slices(clients.shape[1], self.config["wave"]):
+                here = [i for i, s in enumerate(began) if self.diverged[s] is None]  # not in an earlier wave either
+                if not here:
+                    break
+                runs = torch.tensor(began, device=self.device)[here]
+                own = batches.take(rows[here, some].flatten())
+                kept += self._wave(runs, clients[here, some], own, examples[here], down, totals)
+            if self.live:
+                self.server.move(totals, self.live, self.t, frozen=stage.frozen)
+                self.clients.keep(kept, torch.tensor(self.live, device=self.device))
+                self.losses = dict(enumerate(totals.losses.tolist()))
+            self.t += 1
 
-    def _local(self, run: Tensor, client: Tensor, batches: Batches) -> Local:
-        def column(values: list[float | None]) -> Tensor:
-            own = [math.inf if values[s] is None else values[s] for s in run.tolist()]
-            return torch.tensor(own, dtype=self.w.dtype, device=self.device)[:, None]
+    def _wave(self, runs: Tensor, clients: Tensor, batches, examples: Tensor, down: Down, totals: Totals) -> Kept:
+        """Train some clients of each run, and add what they send to the totals."""
+        try:
+            up, kept, finite = self.clients.train(runs, clients, batches, down)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise self._lone(clients, batches) from error
+        fine = self._mark(runs, clients, finite)
+        if fine.any():
+            if not fine.all():
+                runs, examples, up = runs[fine], examples[fine], up.take(fine)
+            everybody = self.clients.sizes.sum()
+            collect = self.algorithm.server.collect
+            totals.add(Totals.of(up, down.w[runs], examples, everybody, collect, self.workers), runs)
+        return kept
 
-        lrs, decays = ([s[name] for s in self.settings] for name in ("lr", "weight_decay"))
-        steps = torch.tensor([sum(s > 0 for s in row) for row in zip(*batches.size, strict=True)], device=self.device)
-        return Local(
-            run,
-            client,
-            lr=column(lrs) * self.config["lr_decay"] ** self.t,
-            steps=steps[:, None].to(self.w.dtype),
-            counts=self.counts[client],
-            global_rows=self.w,
-            units=self.units,
-            weight_decay=column(decays) * self.algorithm.annealing**self.t if any(decays) else None,
-            clip=column(self.radii) if any(self.radii) else None,
-            mu=None if self.algorithm.mu is None else column([s["mu"] for s in self.settings]),
-            server_rows=self.server_memory,
-            client_rows={n: m[run, client] for n, m in self.client_memory.items()},
+    def _lone(self, clients: Tensor, batches) -> ValueError:
+        sizes = (zip(clients.flatten().tolist(), row, strict=True) for row in batches.size)
+        alone = sorted({k for row in sizes for k, n in row if n == 1})
+        return ValueError(
+            f"client(s) {', '.join(map(str, alone))} would train on a batch of one image "
+            f"in round {self.t + 1}, which has no variance for batch norm; change batch_size, use "
+            "local_steps instead of local_epochs, or take another norm"
         )
 
-    def _add(
-        self, live: Tensor, p: Tensor, local: Local, W: Tensor, buffers: Tensor, losses: Tensor, total: _Total
-    ) -> None:
-        """Add what the clients of a wave send to the totals; p, losses (S, K), W (S, K, P), buffers (S, K, Q)."""
-        S, K, P = W.shape
-        clients = local.client.view(S, K)
-        fine = self._finite(live, clients, W, losses)
-        if not fine.any():
-            return
-        if not fine.all():
-            live, clients, p, W = live[fine], clients[fine], p[fine], W[fine]
-            buffers, losses, local = buffers[fine], losses[fine], local.take(fine.repeat_interleave(K))
-        sent = {}
-        if self.algorithm.remember:
-            for name, new in self.algorithm.remember(W.reshape(-1, P), local).items():
-                sent[name] = (new - local.client_rows[name]).view(len(live), K, P)
-                total.kept.append((self.client_memory[name], live, clients, new.view(len(live), K, P)))
-        total.kept += [
-            (self.home, live, clients, W[..., self.stays]),
-            (self.buffers_home, live, clients, buffers[..., self.buffers_stay]),
-        ]
-        w = self.w[live]
-        deltas, delta = W, torch.empty_like(w)  # in place: nobody needs the clients' weights any more
-        W[..., self.stays] = w[:, None, self.stays]
-
-        def subtract_and_average(columns: slice) -> None:
-            deltas[..., columns].sub_(w[:, None, columns])
-            delta[:, columns] = torch.einsum("sk,skp->sp", p, deltas[..., columns])
-
-        self.trainer.map(subtract_and_average, slices(P, COLUMNS if self.device.type == "cpu" else P))
-        total.delta.index_add_(0, live, delta)
-        total.buffers.index_add_(0, live, torch.einsum("sk,skq->sq", p, buffers))
-        total.losses.index_add_(0, live, (p * losses).sum(dim=1))
-        share = self.sizes[clients] / self.sizes.sum()
-        for name, value in self.algorithm.collect(Reports(w, deltas, p, share, sent)).items():
-            of_all = total.sums.setdefault(name, value.new_zeros(len(self.w), *value.shape[1:]))
-            of_all.index_add_(0, live, value)
-
-    def _move(self, live: Tensor, total: _Total) -> None:
-        """Let the server of each run move, and its clients keep what is theirs."""
-        for memory, runs, clients, rows in total.kept:
-            on = torch.isin(runs, live)  # a run may have diverged in a later wave
-            memory[runs[on, None], clients[on]] = rows[on]
-        w, memory = self.w[live], {name: rows[live] for name, rows in self.server_memory.items()}
-        sums = {name: value[live] for name, value in total.sums.items()}
-        update = Update(total.delta[live], sums, memory, len(self.parts), self.t)
-        moved, frozen = self.algorithm.server(w, update), self.trainer.frozen
-        self.w[live] = moved if frozen is None else torch.where(frozen, w, moved)  # momentum must not move them either
-        for name, rows in memory.items():
-            self.server_memory[name][live] = rows
-        self.buffers[live] = total.buffers[live]
-        self.losses = dict(zip(live.tolist(), total.losses[live].tolist(), strict=True))
-
-    def _finite(self, live: Tensor, clients: Tensor, W: Tensor, losses: Tensor) -> Tensor:
+    def _mark(self, runs: Tensor, clients: Tensor, finite: Tensor) -> Tensor:
         """(S,) which runs are still finite; the others are marked as diverged and keep the state they had."""
-        sums = torch.cat(self.trainer.map(lambda some: W[:, some].sum(dim=2), self._shares(W.shape[1])), dim=1)
-        bad = ~(sums.isfinite() & losses.isfinite())
-        for s, row, who in zip(live.tolist(), bad.tolist(), clients.tolist(), strict=True):
-            if any(row):
-                names = ", ".join(str(k) for k, b in zip(who, row, strict=True) if b)
+        for s, row, who in zip(runs.tolist(), finite.tolist(), clients.tolist(), strict=True):
+            if not all(row):
+                names = ", ".join(str(k) for k, fine in zip(who, row, strict=True) if not fine)
                 self.diverged[s] = (
-                    f"{self.algorithm.name} with {_describe(self.settings[s])} diverged in round "
+                    f"{self.algorithm.name} with {self._describe(s)} diverged in round "
                     f"{self.t + 1}: weights or loss not finite on client(s) {names}"
                 )
-                warnings.warn(self.diverged[s] + "; its history ends there, other runs go on", stacklevel=2)
-        return ~bad.any(dim=1)
+                warnings.warn(self.diverged[s] + "; its history ends there, other runs go on", stacklevel=4)
+        return finite.all(dim=1)
+
+    def _describe(self, s: int) -> str:
+        told = {name: self.settings[s][name] for name in self.axes}
+        told = {name: value for name, value in told.items() if value not in (None, 0.0) or name == "seed"}
+        return ", ".join(f"{name} {value:g}" for name, value in told.items())
 
     # --- evaluation ---
 
     def evaluate(self) -> None:
         """Add a line to the history of every live run."""
-        w = self.w if self.algorithm.readout is None else self.algorithm.readout(self.w, self.server_memory)
-        self._look_back()
-        down, up = self._bytes()
-        for s in range(len(self.settings)):
-            if self.diverged[s] is None:
-                pooled, by_client = self._accuracies(s, w[s]) if self.algorithm.labels else (math.nan, [])
+        with one_thread(self.device):
+            w, stage = self.server.shown(), self.stage
+            moved = stage.count(self.layout, 1 + len(self.algorithm.shared))
+            down, up = (4 * self.config["clients_per_round"] * numbers for numbers in moved)
+            for s in self.live:
+                pooled, by_client = self._accuracies(s, w[s]) if self.algorithm.objective.labels else (math.nan, [])
                 mean = sum(by_client) / len(by_client) if by_client else math.nan
-                self.history[s].append(
-                    {
-                        "round": self.t,
-                        "loss": self.losses[s],
-                        "accuracy": pooled,
-                        "client_accuracy": mean,
-                        "bytes_down": down,
-                        "bytes_up": up,
-                        "clients": by_client,
-                    }
-                )
+                self.history[s].append({
+                    "round": self.t, "loss": self.losses[s], "accuracy": pooled, "client_accuracy": mean,
+                    "bytes_down": down, "bytes_up": up, "clients": by_client,
+                })  # fmt: skip
 
-    def _look_back(self) -> None:
-        """Put the network into the stage of the last round: what was frozen, which blocks were there."""
-        if self.algorithm.begin_round and self.t:
-            self.algorithm.begin_round(self.net.train().requires_grad_(True), self.t - 1)
-
-    def _bytes(self) -> tuple[int, int]:
-        """What the round's clients together get (all but what is theirs or absent) and send (what learned)."""
-        layout, still = self.layout, torch.zeros(self.layout.P, dtype=torch.bool)
-        still[self.stays.cpu()] = True
-        absent, _ = layout.columns(self.algorithm.absent(self.net), torch.device("cpu"))
-        down, frozen = still.clone(), layout.frozen(self.net)
-        down[absent] = True
-        up = still if frozen is None else still | frozen
-        buffers = layout.Q - len(self.buffers_stay)
-        return tuple(
-            4 * self.config["clients_per_round"] * (self.algorithm.messages * int((~out).sum()) + buffers)
-            for out in (down, up)
-        )
+    @property
+    def stage(self) -> Stage:
+        """The stage of the last round: what was frozen, which blocks were there."""
+        return self.stages(max(self.t - 1, 0))
 
     def _accuracies(self, s: int, w: Tensor) -> tuple[float, list[float]]:
         """Pooled accuracy, and each client's own.
@@ -623,75 +444,45 @@ class _Federation:
         Where parts of the network stay on the clients there is no global model: each client's own network is judged
         on its own test images (on the whole test set without ``test_parts``), and the pooled accuracy counts those.
         """
-        if not self.personal:
-            right = self._correct(w, self.buffers[s])
+        buffers = self.server.buffers[s]
+        if not self.clients.personal:
+            right = self._correct(w, buffers)
             return right.mean().item(), [right[p].mean().item() for p in self.test_parts or ()]
-        rights = []
-        for k in range(len(self.parts)):
-            row, buffers = w.clone(), self.buffers[s].clone()
-            row[self.stays], buffers[self.buffers_stay] = self.home[s, k], self.buffers_home[s, k]
-            rights.append(self._correct(row, buffers, self.test_parts[k] if self.test_parts else None))
+        tests = self.test_parts or [None] * self.config["clients"]
+        rights = [self._correct(*self.clients.row(s, k, w, buffers), index) for k, index in enumerate(tests)]
         return torch.cat(rights).mean().item(), [r.mean().item() for r in rights]
 
     def _correct(self, w: Tensor, buffers: Tensor, index: Tensor | None = None) -> Tensor:
         """(N,), 1.0 for each test image that the network in row ``w`` classifies correctly."""
-        net = copy.deepcopy(self.net).to(self.device).eval()
+        net = self.stage(copy.deepcopy(self.net)).to(self.device).eval()
         self.layout.bind(net, w, buffers)
         x, y = self.data.x_test, self.data.y_test
         x, y = (x, y) if index is None else (x[index], y[index])
 
         def predict(images: Tensor) -> Tensor:
-            with torch.no_grad(), self.trainer.precision():  # both belong to a thread
+            with torch.no_grad(), self.clients.trainer.precision():  # both belong to a thread
                 return net(prepare(images, *(self.normalisation or ()), dtype=w.dtype)).argmax(dim=1)
 
-        predictions = self.trainer.map(predict, x.split(100 if self.device.type == "cpu" else 2000))
+        predictions = self.workers.map(predict, x.split(100 if self.device.type == "cpu" else 2000))
         return (torch.cat(predictions) == y).to(w.dtype)
 
-    # --- all rounds ---
-
-    def train(self, checkpoint: Path | None, every: int | None, minutes: float, progress: bool | str) -> None:
-        """All rounds, from the checkpoint if there is one."""
-        if checkpoint and checkpoint.exists():
-            self._load(checkpoint)
-        start, saved, before = time.monotonic(), time.monotonic(), self.seconds
-        rounds = self.config["rounds"]
-        label = progress if isinstance(progress, str) else self.algorithm.name
-        bar = tqdm(
-            total=rounds,
-            initial=self.t,
-            desc=label,
-            unit="round",
-            leave=False,
-            disable=not progress or cohort.beside_others,
-        )
-        # Sums over clients are short: threads that wait for one another there cost more than they save.
-        with bar, one_thread(self.device):
-            while self.t < rounds and not all(self.diverged):
-                self.round()
-                if self.t % self.config["evaluate_every"] == 0 or self.t == rounds:
-                    self.evaluate()
-                bar.update()
-                self.seconds = before + time.monotonic() - start
-                due = every is not None and self.t % every == 0 or time.monotonic() - saved > 60 * minutes
-                if checkpoint and (due or self.t == rounds):
-                    self._save(checkpoint)
-                    saved = time.monotonic()
+    # --- what is left of it ---
 
     def runs(self) -> list[Run]:
         """The runs as they stand."""
         columns = ["round", "loss", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
-        self._look_back()  # a finished checkpoint was read without a round
         # Only what a model needs: a Run that is kept must not keep the data and every client's row with it.
-        start, layout, w, buffers = self.net, self.layout, self.w.cpu(), self.buffers.cpu()
-        home, buffers_home = self.home.cpu(), self.buffers_home.cpu()
-        stays, buffers_stay = self.stays.cpu(), self.buffers_stay.cpu()
+        layout, net = self.layout, self.stage(copy.deepcopy(self.net)).cpu()
+        w, buffers = self.server.w.cpu(), self.server.buffers.cpu()
+        home, buffers_home = self.clients.home.cpu(), self.clients.buffers_home.cpu()
+        stays, buffers_stay = self.stage.at_home.cpu(), self.stage.buffers_at_home.cpu()
 
         def network(s: int, client: int | None) -> nn.Module:
-            net, row, own = copy.deepcopy(start), w[s].clone(), buffers[s].clone()
+            own, row, stats = copy.deepcopy(net), w[s].clone(), buffers[s].clone()
             if client is not None:
-                row[stays], own[buffers_stay] = home[s, client], buffers_home[s, client]
-            layout.bind(net, row, own)
-            return net.eval().requires_grad_(True)
+                row[stays], stats[buffers_stay] = home[s, client], buffers_home[s, client]
+            layout.bind(own, row, stats)
+            return own.eval().requires_grad_(True)
 
         def by_client(lines: list[dict]) -> pd.DataFrame:
             rounds = pd.Index([line["round"] for line in lines], name="round", dtype=int)
@@ -699,17 +490,44 @@ class _Federation:
 
         return [
             Run(
-                {**self.config, **self.settings[s]},
+                {**self.config, **{name: own[name] for name in self.axes}, "settings": self._settings_of(own)},
                 pd.DataFrame(self.history[s], columns=columns),
                 by_client(self.history[s]),
                 self.diverged[s],
                 self.seconds,
                 lambda client, s=s: network(s, client),
             )
-            for s in range(len(self.settings))
+            for s, own in enumerate(self.settings)
         ]
 
+    def _settings_of(self, own: Mapping) -> dict:
+        """The method's settings in one run."""
+        return {name: own.get(name, value) for name, value in self.algorithm.settings.items()}
+
+    def keep_lines(self, wanted: Callable[[int], bool]) -> None:
+        """Drop the lines of the history of all rounds that are not wanted."""
+        self.history = [[line for line in lines if wanted(line["round"])] for lines in self.history]
+
     # --- checkpoints ---
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a checkpoint; one that cannot be written is a warning, and the one before it is kept."""
+        state = {name: getattr(self, name) for name in ("t", "seconds", "history", "diverged", "losses")}
+        checkpoints.write(
+            Path(path), self._identity(), {**state, "server": self.server.state(), "clients": self.clients.state()}
+        )
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it cannot be read, or it belongs to another configuration.
+        """
+        state = checkpoints.read(Path(path), self._identity(), self.device)
+        self.server.restore(state.pop("server"))
+        self.clients.restore(state.pop("clients"))
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def _identity(self) -> dict:
         """What must agree for a checkpoint to be continued."""
@@ -723,93 +541,107 @@ class _Federation:
             "network": {n: list(s) for n, s in {**self.layout.parameters, **self.layout.buffers}.items()},
         }
 
-    def _state(self) -> dict:
-        return {
-            "t": self.t,
-            "seconds": self.seconds,
-            "w": self.w,
-            "buffers": self.buffers,
-            "home": self.home,
-            "buffers_home": self.buffers_home,
-            "server_memory": self.server_memory,
-            "client_memory": self.client_memory,
-            "history": self.history,
-            "diverged": self.diverged,
-        }
 
-    def _save(self, path: Path) -> None:
-        """Write beside the old checkpoint, then replace it: a crash or a full disk leaves the old one whole."""
-        part = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"identity": self._identity(), "state": self._state()}, part)
-            os.replace(part, path)
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-            part.unlink(missing_ok=True)
-            kept = "the one before it is kept" if path.exists() else "there is none yet"
-            warnings.warn(
-                f"could not write checkpoint {path} after round {self.t}: {error}; {kept}, training goes on",
-                stacklevel=2,
-            )
+# --- what the arguments become ---
 
-    def _load(self, path: Path) -> None:
-        try:
-            saved = torch.load(path, map_location=self.device, weights_only=True)
-            theirs, state = saved["identity"], saved["state"]
-        except Exception as error:
-            raise ValueError(f"checkpoint {path} cannot be read ({error}); delete it to start anew") from error
-        mine = self._identity()
-        different = [
-            f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
-            for key in sorted({*mine, *theirs})
-            if theirs.get(key) != mine.get(key)
-        ]
-        if different:
+
+def _axes(algorithm: Algorithm, settings: Mapping[str, Sequence[float]] | None, **axes: Iterable) -> dict[str, list]:
+    """The lists of values to combine, in the order in which they are: the seed changes fastest."""
+    seed = axes.pop("seed")
+    for name in settings or ():
+        if name in ("lr", *axes, "seed"):
+            raise ValueError(f"settings holds {name!r}, which is an argument of its own")
+        if name not in algorithm.numbers:
+            close = difflib.get_close_matches(name, algorithm.numbers, n=1)
+            there = ", ".join(sorted({*algorithm.numbers} - {"clip"}))
             raise ValueError(
-                f"checkpoint {path} belongs to another configuration ({'; '.join(different)}); "
-                "give this run another file, or delete that one to start anew"
+                f"settings holds {name!r}, which is no number of {algorithm.name!r}; "
+                + (f"did you mean {close[0]!r}? " if close else "")
+                + f"it has {there}"
             )
-        if state["t"] > self.config["rounds"]:
-            raise ValueError(
-                f"checkpoint {path} has {state['t']} rounds, more than the {self.config['rounds']} asked for"
-            )
-        for name, value in state.items():
-            setattr(self, name, value)
-        every = self.config["evaluate_every"]  # the last round of a shorter run is no line of a longer one
-        last = self.config["rounds"]
-        self.history = [
-            [line for line in lines if line["round"] % every == 0 or line["round"] == last] for lines in self.history
-        ]
+    found = {}
+    for name, values in {**axes, **(settings or {}), "seed": seed}.items():
+        single = isinstance(values, str) or getattr(values, "shape", None) == ()  # both claim that they can be iterated
+        if single or not isinstance(values, Iterable):
+            raise ValueError(f"{name} must be a list of the values to combine, got {values!r}; fl.run takes one")
+        plain = [_plain_number(value) for value in values]
+        found[name] = [float(v) if type(v) is int and name in (settings or ()) else v for v in plain]
+        if not found[name]:
+            raise ValueError(f"{name} must hold at least one value")
+    for name, values in found.items():
+        for value in values:
+            _check_number(name, value, own=name in (settings or ()))
+    return found
 
 
-def local_batches(
-    rng: np.random.Generator,
-    images: np.ndarray,
-    batch_size: int,
-    *,
-    local_steps: int | None = None,
-    local_epochs: int | None = None,
-) -> list[np.ndarray]:
-    """The batches of one client in one round, in order.
+def _combine(algorithm: Algorithm, axes: Mapping[str, list]) -> list[dict]:
+    """The numbers of each run: every combination of the axes, and the method's own where they say nothing."""
+    own = algorithm.numbers
+    runs = [{**own, **dict(zip(axes, values, strict=True))} for values in itertools.product(*axes.values())]
+    return [{**s, "clip": own.get("clip") if s["clip"] is None else s["clip"]} for s in runs]
 
-    Round t of a run draws from ``np.random.default_rng([seed, t])``: first the cohort, then the batches of each of its
-    clients in turn. A loop that does the same trains on the same images.
 
-    Args:
-        images: positions of the client's images in the training set.
-        local_steps, local_epochs: exactly one of them; see :func:`sweep`.
+def _check_number(name: str, value: object, own: bool) -> None:
+    """Refuse a value of an axis that makes no sense."""
+    if name == "clip" and value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if name == "seed" and (not isinstance(value, int) or value < 0):
+        raise ValueError(f"seed must be a whole number of at least 0, got {value!r}")
+    if name == "lr" and not (math.isfinite(value) and value > 0):
+        raise ValueError(f"lr must be positive and finite, got {value!r}")
+    if name == "weight_decay" and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"weight_decay must be finite and not negative, got {value!r}")
+    if name == "clip" and not value > 0:
+        raise ValueError(f"clip must be positive, or None for no clipping, got {value!r}")
+    if own:
+        check_setting(name, float(value))
 
-    Returns:
-        Arrays of positions.
-    """
-    n = len(images)
-    if local_steps is None:
-        shuffled = [rng.permutation(images) for _ in range(local_epochs)]
-        return [order[a : a + batch_size] for order in shuffled for a in range(0, n, batch_size)]
-    B = min(batch_size, n)
-    per_pass = n // B
-    shuffled = [rng.permutation(images) for _ in range(-(-local_steps // per_pass))]
-    return [order[B * i : B * (i + 1)] for order in shuffled for i in range(per_pass)][:local_steps]
+
+def _check_whole(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _check_words(data: Data, **given: object) -> None:
+    """Refuse a word that is not known, and what a text cannot be given."""
+    known = {"augment": (None, *AUGMENTATIONS), "engine": ENGINES, "precision": PRECISIONS}
+    for name, accepted in known.items():
+        if given[name] not in accepted:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {given[name]!r}")
+    if data.is_text and (given["augment"] or given["normalise"]):
+        raise ValueError(
+            f"augment must be None and normalise False for the text {data.name!r}, got {given['augment']!r} and "
+            f"{given['normalise']!r}"
+        )
+
+
+def _check_clients(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | None, K: int) -> None:
+    """Refuse a partition that makes no sense, and a cohort that it cannot give."""
+    if not len(parts):
+        raise ValueError("parts must hold the images of at least one client, got none")
+    if not 1 <= K <= len(parts):
+        raise ValueError(f"clients_per_round must lie between 1 and the number of clients, {len(parts)}; got {K}")
+    for name, split, images in (("parts", parts, data.x_train), ("test_parts", test_parts, data.x_test)):
+        _check_parts(name, split, len(images))
+    if test_parts is not None and len(test_parts) != len(parts):
+        raise ValueError(
+            f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} clients"
+        )
+
+
+def _threads(workers: int | None, device: torch.device) -> int:
+    """How many threads train on a CPU."""
+    if device.type != "cpu":
+        return 1
+    if workers is not None and workers > cores():
+        warnings.warn(
+            f"workers is {workers}, but this process may use {cores()} cores: the workers will wait for one another",
+            stacklevel=4,
+        )
+    return cores() if workers is None else workers
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
@@ -857,7 +689,7 @@ def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, clients: int, devi
     else:
         free = psutil.virtual_memory().available
     row = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
-    kept = runs * clients * row * len(algorithm.client_memory)
+    kept = runs * clients * row * len(algorithm.keeps)
     if kept > free:
         warnings.warn(
             f"{algorithm.name} keeps {kept / 1e9:.2g} GB for {clients} clients between rounds, and the free "
@@ -865,7 +697,7 @@ def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, clients: int, devi
             "at once or a smaller network",
             stacklevel=3,
         )
-    return max(1, (free - kept) // (SHARE * runs * row * (1 + len(algorithm.client_memory))))
+    return max(1, (free - kept) // (SHARE * runs * row * (1 + len(algorithm.keeps))))
 
 
 def _digest(parts: Sequence[Tensor] | None) -> str | None:
@@ -881,67 +713,6 @@ def _digest(parts: Sequence[Tensor] | None) -> str | None:
 def _plain_number(value: object) -> object:
     """A number of numpy or torch as Python's own, which a checkpoint can hold; anything else as it is."""
     return value.item() if isinstance(value, np.generic) or isinstance(value, Tensor) and value.dim() == 0 else value
-
-
-def _describe(setting: dict) -> str:
-    told = {name: value for name, value in setting.items() if value not in (None, 0.0) or name == "seed"}
-    return ", ".join(f"{name} {value:g}" for name, value in told.items())
-
-
-def _check(
-    data: Data,
-    parts: Sequence[Tensor],
-    test_parts: Sequence[Tensor] | None,
-    settings: list[dict],
-    K: int,
-    **numbers: float | None,
-) -> None:
-    """Refuse what makes no sense, with the name of the argument, what it got and what it accepts."""
-    if (numbers["local_steps"] is None) == (numbers["local_epochs"] is None):
-        raise ValueError("give either local_steps or local_epochs, and not both")
-    for name in (
-        "rounds",
-        "batch_size",
-        "local_steps",
-        "local_epochs",
-        "evaluate_every",
-        "chunk",
-        "wave",
-        "workers",
-        "checkpoint_every",
-    ):
-        value = numbers[name]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if not (math.isfinite(numbers["lr_decay"]) and 0 < numbers["lr_decay"] <= 1):
-        raise ValueError(f"lr_decay must lie in (0, 1], got {numbers['lr_decay']!r}")
-    if not settings:
-        raise ValueError("lr, weight_decay, clip, mu and seed must each hold at least one value")
-    for name, value in ((name, value) for s in settings for name, value in s.items()):
-        given = value is not None or name not in ("clip", "mu")
-        if given and (not isinstance(value, (int, float)) or isinstance(value, bool)):
-            raise ValueError(f"{name} must be a number, got {value!r}")
-    for s in settings:
-        if not (math.isfinite(s["lr"]) and s["lr"] > 0):
-            raise ValueError(f"lr must be positive and finite, got {s['lr']!r}")
-        if not (math.isfinite(s["weight_decay"]) and s["weight_decay"] >= 0):
-            raise ValueError(f"weight_decay must be finite and not negative, got {s['weight_decay']!r}")
-        if s["clip"] is not None and not s["clip"] > 0:
-            raise ValueError(f"clip must be positive, or None for no clipping, got {s['clip']!r}")
-        if s["mu"] is not None and not (math.isfinite(s["mu"]) and s["mu"] >= 0):
-            raise ValueError(f"mu must be finite and not negative, or None for the method's own, got {s['mu']!r}")
-        if not isinstance(s["seed"], int) or s["seed"] < 0:
-            raise ValueError(f"seed must be a whole number of at least 0, got {s['seed']!r}")
-    if not len(parts):
-        raise ValueError("parts must hold the images of at least one client, got none")
-    if not 1 <= K <= len(parts):
-        raise ValueError(f"clients_per_round must lie between 1 and the number of clients, {len(parts)}; got {K}")
-    for name, split, images in (("parts", parts, data.x_train), ("test_parts", test_parts, data.x_test)):
-        _check_parts(name, split, len(images))
-    if test_parts is not None and len(test_parts) != len(parts):
-        raise ValueError(
-            f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} clients"
-        )
 
 
 def _check_views(name: str, batch_size: int, sizes: list[int], by_epochs: bool) -> None:

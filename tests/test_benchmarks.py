@@ -72,9 +72,8 @@ TEXT = {
         (TEXT, "as written"),
     ],
 )
-def test_fedlib_and_the_plain_loop_do_the_same_work(peers, other, layout, tmp_path, monkeypatch):
+def test_fedlib_and_the_plain_loop_do_the_same_work(peers, other, layout, tmp_path):
     """Unequal clients (but for the text), a sample of them, a last batch that is not full."""
-    monkeypatch.setattr(fl.simulate._Federation, "round", fl.simulate._Federation.round)  # put back afterwards
     finals, path = {}, tmp_path / "work.npz"
     tiny = {key: value for key, value in {**TINY, **other}.items() if value is not None or key != "data"}
     peers.prepare(path, tiny, name="tiny", rounds=3, layout=layout, precision="float64")
@@ -123,7 +122,7 @@ def test_the_schedule_is_what_fedlib_draws(peers):
         rng = np.random.default_rng([5, t])
         assert list(cohorts[t]) == sorted(rng.choice(3, 2, replace=False))
         for slot, k in enumerate(cohorts[t]):
-            batches = fl.simulate.local_batches(rng, parts[k], 4, local_epochs=1)
+            batches = fl.schedule.local_batches(rng, parts[k], 4, local_epochs=1)
             assert [len(b) for b in batches] == [n for n in size[t, slot] if n]
             for step, batch in enumerate(batches):
                 np.testing.assert_array_equal(index[t, slot, step, : len(batch)], batch)

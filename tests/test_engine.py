@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedlib import algorithms, models, norms, partition, simulate, texts
-from fedlib.algorithms import build
-from fedlib.cohort import Batches, Layout, Local, Trainer, _Graphs, cores
+from fedlib import algorithms, models, norms, partition, schedule, simulate, texts
+from fedlib.cohort import Batches, Graphs, Layout, Local, Trainer
 from fedlib.data import Data, from_arrays
+from fedlib.workers import cores
 
 N, ROUNDS, SEED, BATCH = 5, 3, 3, 8
 SIZES = (24, 9, 17, 30, 11)  # unequal, and not multiples of the batch
@@ -75,7 +75,7 @@ def fed(data: Data, parts: list, method: str = "fedavg", norm: str = "none", **o
     if not {"local_steps", "local_epochs"} & set(options):
         options["local_epochs"] = 2
     settings = options.pop("settings", {})
-    return simulate.run(net(norm), data, parts, build(method, **settings), **options)
+    return simulate.run(net(norm), data, parts, getattr(algorithms, method)(**settings), **options)
 
 
 def everything(module: nn.Module) -> torch.Tensor:
@@ -121,7 +121,7 @@ def plain_loop(
         buffers = {name: torch.zeros_like(b) for name, b in server.named_buffers()}
         for k in cohort:
             client = copy.deepcopy(server).train()
-            batches = simulate.local_batches(rng, parts[k].numpy(), BATCH, **work)
+            batches = schedule.local_batches(rng, parts[k].numpy(), BATCH, **work)
             for batch in batches:
                 client.zero_grad()
                 loss = F.cross_entropy(client(x[batch]), data.y_train[batch])
@@ -223,7 +223,7 @@ def test_every_backbone_with_decay_outside_and_inside_the_clip_equals_a_plain_lo
         weighted=method == "scaffold",
         **options,
     )
-    algorithm = build(method, **NAR_BACKBONES[method])
+    algorithm = getattr(algorithms, method)(**NAR_BACKBONES[method])
     algorithm = algorithms.fednar(algorithm, max_norm=0.8, annealing=0.5) if nar else algorithm
     got = simulate.run(
         net("group"),
@@ -268,7 +268,7 @@ def test_the_radius_of_a_sweep_goes_before_fednars_own(data, parts):
     assert (wide - plain).abs().max() < 1e-10 and (none - plain).abs().max() < 1e-10
 
 
-def test_the_proximal_weights_of_a_sweep_go_before_fedproxs_own(data, parts):
+def test_a_sweep_combines_numbers_of_the_method(data, parts):
     """Each of them gives what a run of its own gives; 0 is FedAvg."""
     options = {
         "rounds": 2,
@@ -278,7 +278,9 @@ def test_the_proximal_weights_of_a_sweep_go_before_fedproxs_own(data, parts):
         "progress": False,
         "device": "cpu",
     }
-    runs = simulate.sweep(net(), data, parts, algorithms.fedprox(0.5), lr=[0.1, 0.3], mu=[None, 0.0, 2.0], **options)
+    runs = simulate.sweep(
+        net(), data, parts, algorithms.fedprox(0.5), lr=[0.1, 0.3], settings={"mu": [0.5, 0, 2.0]}, **options
+    )
     settings = [(run.config["lr"], run.config["mu"]) for run in runs]
     assert settings == [(lr, mu) for lr in (0.1, 0.3) for mu in (0.5, 0.0, 2.0)]
     for lr, mu, run in zip(*zip(*settings, strict=True), runs, strict=True):
@@ -298,7 +300,7 @@ def test_waves_change_nothing_but_the_memory_they_need(data, parts, method, engi
     algorithm = {
         "scaffold, weighted": algorithms.scaffold(weighted=True),
         "standardised": algorithms.fedwon(standardised=started),
-    }.get(method) or build(method)
+    }.get(method) or getattr(algorithms, method)()
     trained, train = [], Trainer.__call__
     monkeypatch.setattr(Trainer, "__call__", lambda self, W, *rest: trained.append(len(W)) or train(self, W, *rest))
 
@@ -333,7 +335,7 @@ def test_waves_change_nothing_but_the_memory_they_need(data, parts, method, engi
 
 def test_a_graph_is_not_replayed_after_another_pattern_could_not_be_captured(monkeypatch):
     """Patterns a, a (captured), b, b (cannot be captured), a: trained eagerly, and so right."""
-    graphs, captured = _Graphs(), []
+    graphs, captured = Graphs(), []
 
     def capture(self, train, tensors, batches, local):
         self.inputs = [t.clone() for t in tensors]
@@ -346,12 +348,11 @@ def test_a_graph_is_not_replayed_after_another_pattern_could_not_be_captured(mon
         W.add_(1)
         return torch.zeros(len(W))
 
-    monkeypatch.setattr(_Graphs, "_capture", capture)
+    monkeypatch.setattr(Graphs, "_capture", capture)
     for rows, calls in ((2, 2), (3, 2), (2, 2)):
         batches = Batches(torch.zeros(rows, 1, 1, dtype=torch.int64), [[1] * rows])
-        column = torch.ones(rows, 1)
-        local = Local(torch.arange(rows), torch.arange(rows), column, column, column, torch.zeros(1, 4))
         W = torch.zeros(rows, 4)
+        local = Local.alone(torch.zeros(rows, 4))
         with warnings.catch_warnings(record=True):
             warnings.simplefilter("always")
             for _ in range(calls):
@@ -396,14 +397,14 @@ def test_a_run_that_diverges_in_one_wave_keeps_its_state_and_the_other_goes_on(d
     sick, trained, train = {"first": 0, "last": N - 1}[when], [], Trainer.__call__
 
     def falls_ill(G: torch.Tensor, W: torch.Tensor, local: Local) -> torch.Tensor:
-        return torch.where((local.client == sick)[:, None] & (local.lr > 0.2), torch.nan, G)
+        return torch.where((local.client == sick)[:, None] & (local["lr"] > 0.2), torch.nan, G)
 
     def counted(self, W: torch.Tensor, *rest) -> torch.Tensor:
         trained.append(len(W))
         return train(self, W, *rest)
 
     monkeypatch.setattr(Trainer, "__call__", counted)
-    method = algorithms.replace(algorithms.fedbn(), direction=(falls_ill,))
+    method = algorithms.replace(algorithms.fedbn(), correct=(falls_ill,), step=())
     options = {
         "rounds": 2,
         "batch_size": BATCH,
@@ -435,14 +436,14 @@ def test_small_decay_and_a_ball_that_holds_every_step_make_base_and_fednar_coinc
         "device": "cpu",
     }
     for method, settings in NAR_BACKBONES.items():
-        base = build(method, **settings)
+        base = getattr(algorithms, method)(**settings)
         outside, inside = (simulate.run(net(), data, parts, a, **options) for a in (base, algorithms.fednar(base)))
         assert (everything(outside.model()) - everything(inside.model())).abs().max() < 1e-6, method
 
 
 def test_annealing_shrinks_the_decay_alone(data, parts):
     """Without a gradient the weights shrink by 1 - lr wd annealing^t in each step of round t."""
-    still = algorithms.Algorithm("still", objective=lambda net, x, y, counts: 0.0 * net(x).sum())
+    still = algorithms.Algorithm("still", objective=algorithms.Objective(lambda net, x, y, told: 0.0 * net(x).sum()))
     run = simulate.run(
         net(),
         data,
@@ -480,7 +481,7 @@ def test_a_text_trains_alike_in_both_engines_and_in_a_plain_loop(method):
             start(),
             data,
             parts,
-            algorithms.fednar(build(method)),
+            algorithms.fednar(getattr(algorithms, method)()),
             engine=engine,
             precision="float64",
             progress=False,
@@ -501,7 +502,7 @@ def test_a_text_trains_alike_in_both_engines_and_in_a_plain_loop(method):
             rng, rows = np.random.default_rng([0, t]), []
             for part in parts:
                 client = copy.deepcopy(server)
-                for batch in simulate.local_batches(rng, part.numpy(), 5, local_steps=3):
+                for batch in schedule.local_batches(rng, part.numpy(), 5, local_steps=3):
                     client.zero_grad()
                     l2 = sum(p.square().sum() for p in client.parameters())
                     (F.cross_entropy(client(data.x_train[batch].long()), data.y_train[batch]) + 0.05 * l2).backward()
@@ -522,7 +523,7 @@ def test_fedbn_keeps_batch_norm_at_home(data, parts):
         rng = np.random.default_rng([SEED, t])
         for k in range(N):
             sgd = torch.optim.SGD(own[k].parameters(), lr=0.1)
-            for batch in simulate.local_batches(rng, parts[k].numpy(), BATCH, local_steps=3):
+            for batch in schedule.local_batches(rng, parts[k].numpy(), BATCH, local_steps=3):
                 sgd.zero_grad()
                 F.cross_entropy(own[k](x[batch]), data.y_train[batch]).backward()
                 sgd.step()
@@ -569,7 +570,7 @@ def loop_with_local_state(
             own[k].train()
             own[k].body[1].train(t < frozen_after)
             sgd = torch.optim.SGD(own[k].parameters(), lr=0.1)
-            for batch in simulate.local_batches(rng, parts[k].numpy(), BATCH, local_steps=3):
+            for batch in schedule.local_batches(rng, parts[k].numpy(), BATCH, local_steps=3):
                 sgd.zero_grad()
                 F.cross_entropy(own[k](x[batch]), data.y_train[batch]).backward()
                 sgd.step()
@@ -642,7 +643,7 @@ def test_standalone_clients_are_runs_of_their_own(data, parts):
     for k, part in enumerate(parts):
         alone = net("layer").double().train()
         sgd = torch.optim.SGD(alone.parameters(), lr=0.1)
-        for batch in simulate.local_batches(rng, part.numpy(), BATCH, local_epochs=1):
+        for batch in schedule.local_batches(rng, part.numpy(), BATCH, local_epochs=1):
             sgd.zero_grad()
             F.cross_entropy(alone(data.x_train[batch].double() / 255), data.y_train[batch]).backward()
             sgd.step()
@@ -675,7 +676,7 @@ def fedwon_loop(data: Data, parts: list, agc: float | None, standardised: bool) 
         rng, states = np.random.default_rng([SEED, t]), []
         for k in range(N):
             client = copy.deepcopy(server)
-            for batch in simulate.local_batches(rng, parts[k].numpy(), BATCH, local_epochs=2):
+            for batch in schedule.local_batches(rng, parts[k].numpy(), BATCH, local_epochs=2):
                 client.zero_grad()
                 F.cross_entropy(client(x[batch]), data.y_train[batch]).backward()
                 with torch.no_grad():
@@ -824,12 +825,14 @@ def test_a_sweep_gives_what_separate_runs_give(data, parts, method):
         "device": "cpu",
     }
     together = simulate.sweep(
-        lambda: Net("batch"), data, parts, build(method), engine="stacked", chunk=7, **axes, **common
+        lambda: Net("batch"), data, parts, getattr(algorithms, method)(), engine="stacked", chunk=7, **axes, **common
     )
     assert [r.config["lr"] for r in together] == [0.05] * 8 + [0.2] * 8
     for run in together[::3]:
         one = {name: run.config[name] for name in axes}
-        alone = simulate.run(lambda: Net("batch"), data, parts, build(method), engine="clients", **one, **common)
+        alone = simulate.run(
+            lambda: Net("batch"), data, parts, getattr(algorithms, method)(), engine="clients", **one, **common
+        )
         assert (everything(run.model()) - everything(alone.model())).abs().max() < 1e-10
         np.testing.assert_allclose(run.history.to_numpy(float), alone.history.to_numpy(float), rtol=1e-9)
 
@@ -923,13 +926,7 @@ def test_loss_is_the_mean_over_steps_and_clients(data, parts):
     batches = [b for p in parts for b in [p]]
     expected, rng = 0.0, np.random.default_rng([SEED, 0])
     for part in batches:
-        steps = simulate.local_batches(rng, part.numpy(), BATCH, local_epochs=1)
+        steps = schedule.local_batches(rng, part.numpy(), BATCH, local_epochs=1)
         losses = [F.cross_entropy(start(x[b]), data.y_train[b]).item() for b in steps]
         expected += len(part) / sum(SIZES) * np.mean(losses)
     assert run.history["loss"].iloc[0] == pytest.approx(expected, rel=1e-8)
-
-
-def test_algorithms_are_found_by_name():
-    assert build("fedprox", mu=0.5).settings == {"mu": 0.5}
-    with pytest.raises(ValueError, match="fedexp"):
-        algorithms.build("fedmagic")

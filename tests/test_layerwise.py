@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedlib import algorithms, cohort, data, models, simulate, texts
-from fedlib.algorithms import contrastive, layerwise, phases, simclr
+from fedlib import algorithms, cohort, data, models, schedule, simulate, texts
+from fedlib.algorithms import layerwise, nt_xent, phases, simclr
 
 SHAPE, DEPTH, TAU, SEED, BATCH = (1, 8, 8), 4, 0.5, 3, 4
 SIZES = (6, 10, 7)  # unequal; no epoch ends with a batch of one image
@@ -89,35 +89,35 @@ def loss_of_views(z: torch.Tensor, tau: float) -> torch.Tensor:
     return sum(losses) / len(losses)
 
 
-def nt_xent(z: torch.Tensor, tau: float) -> torch.Tensor:
-    return contrastive(tau)(nn.Identity(), z, None, None)
+def loss_at(z: torch.Tensor, tau: float) -> torch.Tensor:
+    return nt_xent(nn.Identity(), z, None, {"tau": tau})
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 8])
 @pytest.mark.parametrize("tau", [0.1, 0.5, 2.0])
 def test_contrastive_loss_is_its_definition(pairs, tau):
     z = 3 * torch.randn(2 * pairs, 5, generator=torch.Generator().manual_seed(pairs), dtype=torch.float64)
-    torch.testing.assert_close(nt_xent(z, tau), loss_of_views(z, tau), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss_at(z, tau), loss_of_views(z, tau), rtol=1e-12, atol=0)
 
 
 def test_contrastive_loss_by_hand():
     """Two images whose views agree and are at right angles; one image has only its partner to be found among."""
     z = torch.tensor([[2.0, 0], [5, 0], [0, 1], [0, 3]], dtype=torch.float64)
-    assert nt_xent(z, 0.5).item() == pytest.approx(math.log(1 + 2 * math.exp(-1 / 0.5)), rel=1e-12)
-    assert nt_xent(z[:2], 0.5).item() == 0
-    assert nt_xent(z[[0, 2, 1, 3]], 0.5) > nt_xent(z, 0.5)  # other pairs, another loss
+    assert loss_at(z, 0.5).item() == pytest.approx(math.log(1 + 2 * math.exp(-1 / 0.5)), rel=1e-12)
+    assert loss_at(z[:2], 0.5).item() == 0
+    assert loss_at(z[[0, 2, 1, 3]], 0.5) > loss_at(z, 0.5)  # other pairs, another loss
 
 
 def test_contrastive_loss_does_not_depend_on_the_order_of_images_or_views():
     z = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    loss = nt_xent(z, TAU)
-    torch.testing.assert_close(nt_xent(z.view(4, 2, 5)[[2, 0, 3, 1]].view(8, 5), TAU), loss)
-    torch.testing.assert_close(nt_xent(z.view(4, 2, 5).flip(1).reshape(8, 5), TAU), loss)
+    loss = loss_at(z, TAU)
+    torch.testing.assert_close(loss_at(z.view(4, 2, 5)[[2, 0, 3, 1]].view(8, 5), TAU), loss)
+    torch.testing.assert_close(loss_at(z.view(4, 2, 5).flip(1).reshape(8, 5), TAU), loss)
 
 
 def test_contrastive_loss_reaches_every_parameter():
     net, x = start().double(), torch.rand(6, *SHAPE, dtype=torch.float64)
-    contrastive(TAU)(net, x, None, None).backward()
+    nt_xent(net, x, None, {"tau": TAU}).backward()
     for name, p in net.named_parameters():
         # Keys share a bias that softmax takes away again: its gradient is zero but for rounding.
         assert p.grad is not None and p.grad.abs().max() > 1e-9, name
@@ -162,7 +162,7 @@ def plain_loop(
 
         rng = np.random.default_rng([SEED, t])
         chosen = np.arange(len(parts)) if K == len(parts) else np.sort(rng.choice(len(parts), K, replace=False))
-        batches = [simulate.local_batches(rng, parts[k].numpy(), BATCH, **work) for k in chosen]
+        batches = [schedule.local_batches(rng, parts[k].numpy(), BATCH, **work) for k in chosen]
         shape = (K, max(map(len, batches)), 2 * max(len(b) for own in batches for b in own))
         views = torch.from_numpy(simclr().view(np.random.default_rng([SEED, t, 2]), shape))
         before = [p.detach().clone() for p in learning(server)]
@@ -212,10 +212,9 @@ def build(method: str, **options) -> algorithms.Algorithm:
     """SimCLR with the direction and the server of another method."""
     base = simclr(TAU, **options)
     if method in ("fedprox", "fedavgm"):
-        other = algorithms.build(method, **({"mu": 0.3} if method == "fedprox" else {"momentum": 0.9}))
-        return algorithms.replace(
-            base, direction=other.direction, server=other.server, server_memory=other.server_memory
-        )
+        other = algorithms.fedprox(mu=0.3) if method == "fedprox" else algorithms.fedavgm(momentum=0.9)
+        settings = {**base.settings, **other.settings}
+        return algorithms.replace(base, settings=settings, correct=other.correct, server=other.server)
     return algorithms.fednar(base) if method == "fednar" else base
 
 
@@ -295,20 +294,20 @@ def test_any_number_of_workers_gives_the_same_bits(noise, parts, engine, monkeyp
 @pytest.fixture
 def watched(monkeypatch) -> list[dict]:
     """For each round: the global vector before and after it, and how often each block was called in training."""
-    seen, forward, train = [], models.PreNormBlock.forward, simulate._Federation.round
+    seen, forward, step = [], models.PreNormBlock.forward, simulate.Simulation.step
 
     def counted(self, x):
         if self.training:
             seen[-1]["calls"][self.number] += 1
         return forward(self, x)
 
-    def watched_round(self):
-        seen.append({"calls": Counter(), "before": self.w[0].clone()})
-        train(self)
-        seen[-1]["after"] = self.w[0].clone()
+    def watched_step(self):
+        seen.append({"calls": Counter(), "before": self.server.w[0].clone()})
+        step(self)
+        seen[-1]["after"] = self.server.w[0].clone()
 
     monkeypatch.setattr(models.PreNormBlock, "forward", counted)
-    monkeypatch.setattr(simulate._Federation, "round", watched_round)
+    monkeypatch.setattr(simulate.Simulation, "step", watched_step)
     return seen
 
 
@@ -348,11 +347,11 @@ def test_frozen_parameters_stand_still_to_the_bit_and_dropped_blocks_are_not_cal
 
 def test_frozen_blocks_run_without_a_graph_and_dropped_ones_get_no_gradient():
     net, method = start(), layerwise(simclr(), phases(DEPTH), 1, budget=3, seed=2)
-    method.begin_round(net.train(), DEPTH - 1)
+    method.travels(net.train(), DEPTH - 1)
     graph = {}
     for block in net.body.blocks:
         block.register_forward_hook(lambda block, _, out: graph.update({block.number: out.requires_grad}))
-    contrastive()(net, torch.rand(4, *SHAPE), None, None).backward()
+    nt_xent(net, torch.rand(4, *SHAPE), None, {"tau": 0.5}).backward()
     assert list(graph) == list(net.body.running) and len(graph) == 3
     assert [block for block, has_graph in graph.items() if has_graph] == [DEPTH]
     assert {
@@ -400,22 +399,14 @@ def test_a_network_given_with_frozen_parameters_keeps_them(noise, parts):
 
 
 def test_a_stage_keeps_its_mask_where_a_captured_graph_reads_it(noise):
-    trainer = cohort.Trainer(
-        encoder(),
-        contrastive(),
-        algorithms.Algorithm.direction,
-        plain=False,
-        images=noise.x_train,
-        labels=noise.y_train,
-        normalisation=None,
-    )
-    method = layerwise(simclr(), phases(DEPTH), 2)
-    trainer.switch(lambda net: method.begin_round(net, 2))
+    trainer = cohort.Trainer(encoder(), nt_xent, images=noise.x_train, labels=noise.y_train)
+    stages = cohort.Stages(encoder(), layerwise(simclr(), phases(DEPTH), 2).travels)
+    trainer.enter(stages(2))
     mask, graphs = trainer.frozen, trainer.graphs
     assert mask.dtype == torch.bool and mask.any() and not mask.all()
-    trainer.switch(lambda net: method.begin_round(net, 3))
+    trainer.enter(stages(3))
     assert trainer.frozen is mask and trainer.graphs is graphs
-    trainer.switch(lambda net: method.begin_round(net, 4))
+    trainer.enter(stages(4))
     assert trainer.graphs is not graphs and not torch.equal(trainer.frozen, mask)
 
 
@@ -444,7 +435,7 @@ class Stack(nn.Module):
 def stage(method, t: int, depth: int, net: nn.Module | None = None) -> dict:
     """What round t does: blocks that run, blocks that learn, blocks that are not sent, where the network ends."""
     net = net or Stack(depth)
-    method.begin_round(net, t)
+    absent = method.travels(net, t).absent
     numbers = {f"body.blocks.{i}.weight": i + 1 for i in range(depth)}
     learning = {i + 1 for i, block in enumerate(net.body.blocks) if all(p.requires_grad for p in block.parameters())}
     assert all(p.requires_grad for p in net.head.parameters())
@@ -452,7 +443,7 @@ def stage(method, t: int, depth: int, net: nn.Module | None = None) -> dict:
         "running": net.body.running,
         "learning": learning,
         "grown": net.body.grown,
-        "absent": {numbers[name] for name in method.absent(net)},
+        "absent": {numbers[name] for name in absent},
         "patches": all(p.requires_grad for p in net.body.patches.parameters()),
     }
 
@@ -649,7 +640,7 @@ def test_the_callers_network_is_left_as_it_was(noise, parts):
         (lambda: layerwise(layerwise(simclr(), phases(4), 1), phases(4), 1), "got 'SimCLR, layer-wise'"),
         (lambda: layerwise(algorithms.fixbn(after=1), phases(4), 1), "must not prepare its rounds itself, got 'FixBN'"),
         (lambda: simclr(tau=0), "tau must be a positive finite number, got 0"),
-        (lambda: contrastive(tau=math.nan), "tau must be a positive finite number, got nan"),
+        (lambda: simclr(tau=math.nan), "tau must be a positive finite number, got nan"),
         (lambda: simclr(smallest=0), "smallest must be a positive finite number, got 0"),
         (lambda: simclr(smallest=1.5), "smallest must lie in [0, 1], got 1.5"),
         (lambda: simclr(colour=-0.1), "colour must lie in [0, 1], got -0.1"),

@@ -336,8 +336,8 @@ def test_memory_of_layerwise_training():
     def worst(method, rounds):
         found = []
         for t in rounds:
-            method.begin_round(net.train().requires_grad_(True), t)
-            found.append(measure.training_memory(net, method.objective, x, method.absent(net)))
+            absent = method.travels(net.train().requires_grad_(True), t).absent
+            found.append(measure.training_memory(net, method.loss, x, absent))
         return max(m.peak for m in found), max(m.saved for m in found)
 
     whole, _ = worst(layerwise(simclr(), phases(12, active=12), 1), [0])

@@ -46,7 +46,7 @@ def test_runs_are_the_same_bit_for_bit():
 def test_each_call_has_one_core_of_a_process_of_its_own():
     wanted = 3  # a lambda, and a variable of this function
     found = side_by_side(
-        lambda k: (k * wanted, os.getpid(), fl.cohort.cores(), torch.get_num_threads()),
+        lambda k: (k * wanted, os.getpid(), fl.workers.cores(), torch.get_num_threads()),
         range(8),
         processes=2,
         progress=False,

@@ -152,14 +152,20 @@ def test_a_diverging_run_stops_alone(data, parts):
 
 
 def test_a_run_that_diverges_late_keeps_its_history(data, parts):
-    def late(net, x, y, counts):
+    def late(net, x, y, told):
         loss = torch.nn.functional.cross_entropy(net(x), y)
         late.calls += 1
         return loss * (math.nan if late.calls > 2 * 2 * 4 else 1.0)  # from round 3 on: 2 steps of 4 clients a round
 
     late.calls = 0
     with pytest.warns(UserWarning, match="diverged in round 3"):
-        run = sweep(data, parts, fl.algorithms.Algorithm("Late", objective=late), engine="clients", workers=1)[0]
+        run = sweep(
+            data,
+            parts,
+            fl.algorithms.Algorithm("Late", objective=fl.algorithms.Objective(late)),
+            engine="clients",
+            workers=1,
+        )[0]
     assert list(run.history["round"]) == [1, 2]
 
 
@@ -183,7 +189,7 @@ class Stop(Exception):
 )
 def test_an_interrupted_run_continues_bit_for_bit(data, parts, tmp_path, monkeypatch, method, norm):
     """Client memory, local batch norm and server memory are part of a checkpoint."""
-    algorithm = fl.algorithms.build(method, **({"after": 2} if method == "fixbn" else {}))
+    algorithm = getattr(fl.algorithms, method)(**({"after": 2} if method == "fixbn" else {}))
     options = {"seed": [0, 1], "clients_per_round": 2, "rounds": 6, "test_parts": list(torch.arange(28).split(7))}
     whole = sweep(data, parts, algorithm, lambda: model(norm), **options)
     path = tmp_path / "deep" / "run.pt"
@@ -193,12 +199,12 @@ def test_an_interrupted_run_continues_bit_for_bit(data, parts, tmp_path, monkeyp
             raise Stop
         return original(self)
 
-    original = fl.simulate._Federation.round
+    original = fl.Simulation.step
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(fl.simulate._Federation, "round", stop_after_three)
+        patch.setattr(fl.Simulation, "step", stop_after_three)
         sweep(data, parts, algorithm, lambda: model(norm), checkpoint=path, checkpoint_every=2, **options)
     rounds = []
-    monkeypatch.setattr(fl.simulate._Federation, "round", lambda self: (rounds.append(self.t), original(self)))
+    monkeypatch.setattr(fl.Simulation, "step", lambda self: (rounds.append(self.t), original(self)))
     continued = sweep(data, parts, algorithm, lambda: model(norm), checkpoint=path, checkpoint_every=2, **options)
     assert rounds == [2, 3, 4, 5]
     for a, b in zip(whole, continued, strict=True):
@@ -213,8 +219,8 @@ import sys, time, torch, fedlib as fl
 data = fl.data.load("digits")
 parts = fl.partition.n_class(data.y_train, 10, 1)
 if len(sys.argv) > 2:  # slow enough to be killed in the middle
-    original = fl.simulate._Federation.round
-    fl.simulate._Federation.round = lambda self: (original(self), time.sleep(0.1))
+    original = fl.Simulation.step
+    fl.Simulation.step = lambda self: (original(self), time.sleep(0.1))
 run = fl.run(lambda: fl.models.slim_cnn(data.shape, 10, norm="layer", width=4), data, parts, fl.algorithms.scaffold(),
              rounds=30, lr=0.1, local_steps=2, batch_size=8, evaluate_every=3, progress=False, device="cpu",
              checkpoint=sys.argv[1], checkpoint_every=2)
@@ -340,5 +346,5 @@ def test_the_callers_random_state_is_left_alone(data, parts):
 
 def test_control_variates_really_update(data, parts):
     """With SCAFFOLD's memory stuck at zero it would be FedAvg."""
-    plain, corrected = (sweep(data, parts, fl.algorithms.build(name))[0] for name in ("fedavg", "scaffold"))
+    plain, corrected = (sweep(data, parts, getattr(fl.algorithms, name)())[0] for name in ("fedavg", "scaffold"))
     assert (weights(plain) - weights(corrected)).abs().max() > 1e-3

@@ -1,4 +1,4 @@
-"""``fedlib.sweep``. It draws cohorts and batches itself, from its seed; the others have a copy of that schedule."""
+"""``fedlib.Simulation``. It draws cohorts and batches itself, from its seed; the others have a copy of that schedule."""
 
 import torch
 from common import Turns, Work, main
@@ -16,14 +16,6 @@ class Contiguous(nn.Module):
 
 def train(work: Work, turns: Turns, options: dict) -> nn.Module:
     s = work.settings
-    one_round = fl.simulate._Federation.round
-
-    def in_turn(federation) -> None:
-        turns.wait()
-        one_round(federation)
-        turns.over()
-
-    fl.simulate._Federation.round = in_turn
     net = work.network()
     classes = [str(c) for c in range(s["classes"])]
     if work.images.ndim == 2:
@@ -33,21 +25,22 @@ def train(work: Work, turns: Turns, options: dict) -> nn.Module:
         net = net if s["layout"] == "channels-last" else nn.Sequential(Contiguous(), net)
         data = fl.data.from_arrays(s["name"], work.images, work.labels, work.images[:20], work.labels[:20], classes)
     options = {"lr": [s["lr"]], "seed": [s["seed"]], "precision": s["precision"], **options}
-    runs = fl.sweep(
+    sim = fl.Simulation(
         net,
         data,
         [torch.from_numpy(part) for part in work.parts],
-        rounds=work.rounds,
         batch_size=s["batch_size"],
         local_steps=s["local_steps"],
         local_epochs=s["local_epochs"],
         clients_per_round=s["clients_per_round"],
-        evaluate_every=work.rounds,
         device=s["device"],
-        progress=False,
         **options,
     )
-    return runs[0].model()
+    for _ in range(work.rounds):
+        turns.wait()
+        sim.step()
+        turns.over()
+    return sim.runs()[0].model()
 
 
 if __name__ == "__main__":
