@@ -6,7 +6,6 @@ downloaded is never unpickled. Images of several domains come from `fedlib.domai
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import os
@@ -15,10 +14,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from fedlib import checks
+from fedlib.files import replacing
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DOMAIN_KEYS = ("domain_train", "domain_test")
@@ -132,7 +135,7 @@ def from_arrays(
                 f"labels 0..{len(classes) - 1}"
             )
     mean, std = _moments(x["x_train"])
-    tensors = {key: torch.from_numpy(images).permute(0, 3, 1, 2) for key, images in x.items()}
+    tensors: dict[str, Any] = {key: torch.from_numpy(images).permute(0, 3, 1, 2) for key, images in x.items()}
     tensors |= {key: torch.from_numpy(labels) for key, labels in y.items()}
     tensors |= _checked_domains(name, tuple(str(d) for d in domains), y, domain_train, domain_test)
     return Data(name=name, classes=classes, mean=mean, std=std, **tensors)
@@ -230,7 +233,7 @@ def some(data: Data, images: int | None = None, test_images: int | None = None, 
         there = len(getattr(data, f"y_{split}"))
         if number is None:
             continue
-        if not 1 <= number <= there:
+        if not (checks.is_whole(number) and 1 <= number <= there):
             raise ValueError(f"{data.name!r} has {there} {split} images, so a part has 1 to {there}; got {number}")
         chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:number]
         for field in (f"x_{split}", f"y_{split}", f"domain_{split}"):
@@ -273,9 +276,9 @@ def _scale_and_offset(
     if not np.isfinite(mean + std).all() or min(std) <= 0:
         raise ValueError(f"mean must be finite and std finite and positive, got mean={mean}, std={std}")
     with torch.inference_mode(False):  # a cached inference tensor would break a later training step
-        scale = [1 / (255 * s) for s in std]
-        offset = [-m / s for m, s in zip(mean, std, strict=True)]
-        return tuple(torch.tensor(v, dtype=dtype, device=device).reshape(-1, 1, 1) for v in (scale, offset))
+        scale = torch.tensor([1 / (255 * s) for s in std], dtype=dtype, device=device)
+        offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=device)
+        return scale.reshape(-1, 1, 1), offset.reshape(-1, 1, 1)
 
 
 def augment(x: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor, padding: int = 4) -> torch.Tensor:
@@ -403,17 +406,16 @@ def load(name: str | os.PathLike, root: str | os.PathLike | None = None, downloa
     Raises ValueError for an unknown name or a damaged file, FileNotFoundError for what is missing with download=False,
     OSError for a failed download, TypeError for an option the data set does not take.
     """
-    if str(name).endswith(".npz"):
+    name = str(name)
+    if name.endswith(".npz"):
         path = Path(name).expanduser()
         return _call(functools.partial(read_npz, path), f"a data set from {path}", options)
     if name not in LOADERS:
-        close = difflib.get_close_matches(str(name).lower().replace("-", "_"), LOADERS, n=2, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(
-            f"unknown data set {str(name)!r}.{hint} There are: {', '.join(LOADERS)}, or the path of an "
-            f".npz file with {', '.join(KEYS)}"
+            f"unknown data set {name!r}.{checks.hint(name, LOADERS)} There are: {', '.join(LOADERS)}, or the path "
+            f"of an .npz file with {', '.join(KEYS)}"
         )
-    return _call(functools.partial(LOADERS[name], data_root(root), download), str(name), options)
+    return _call(functools.partial(LOADERS[name], data_root(root), download), name, options)
 
 
 def _call(loader: Callable[..., Data], name: str, options: dict) -> Data:
@@ -440,23 +442,22 @@ def read_npz(path: str | os.PathLike, *, classes: Sequence[str] | None = None) -
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_archive(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def read_archive(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The arrays `keys` of an `.npz` file, without unpickling; errors as for `read_npz`."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}")
-    arrays = {}
-    key = None
+    arrays, there, key = {}, [], None
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("a single array, not an .npz archive")
         with archive:
+            there = archive.files
             for key in keys:
                 arrays[key] = archive[key]
     except KeyError as error:
         raise ValueError(
-            f"{path}: no array {key!r}; it holds {', '.join(archive.files) or 'nothing'} and must hold "
-            f"{', '.join(keys)}"
+            f"{path}: no array {key!r}; it holds {', '.join(there) or 'nothing'} and must hold {', '.join(keys)}"
         ) from error
     except Exception as error:  # a damaged archive fails in many ways: BadZipFile, zlib.error, EOFError, ...
         where = f" (array {key!r})" if key else ""
@@ -467,18 +468,6 @@ def read_archive(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write beside, then rename: an interrupted run never leaves half a file under the final name."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 @register("digits")
 def _digits(root: Path, download: bool) -> Data:
     """The 1,797 digits (8x8) inside scikit-learn, split about 80/20 within each class, the same split for everyone."""
@@ -486,8 +475,8 @@ def _digits(root: Path, download: bool) -> Data:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the data set 'digits' comes with scikit-learn: pip install scikit-learn") from error
-    bunch = load_digits()
-    x, y = np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
+    pixels, y = map(np.asarray, load_digits(return_X_y=True))
+    x = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     rng = np.random.default_rng(0)
     test = np.zeros(len(y), dtype=bool)
     for c in range(10):
@@ -556,7 +545,7 @@ def _cifar_arrays(
     arrays = {}
     with tarfile.open(archive) as tar:  # members are read in memory; nothing is extracted to disk
         for split, members in (("train", train), ("test", test)):
-            raw = b"".join(tar.extractfile(member).read() for member in members)
+            raw = b"".join(cast(IO[bytes], tar.extractfile(member)).read() for member in members)
             records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
             arrays[f"x_{split}"] = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             arrays[f"y_{split}"] = records[:, label_bytes - 1]
@@ -598,9 +587,11 @@ def _load_public(name: str, root: Path, download: bool) -> Data:
     return data
 
 
-def keep_archive(name: str, cache: Path, arrays: dict[str, np.ndarray]) -> None:
+def keep_archive(name: str, cache: Path, arrays: dict[str, Any]) -> None:
+    """Keep what was decoded as `cache`; where that cannot be, warn."""
     try:
-        _write_npz(cache, arrays)
+        with replacing(cache) as part, open(part, "wb") as file:  # given a name, savez would put .npz behind it
+            np.savez(file, **arrays)
     except OSError as error:
         warnings.warn(
             f"{name} is loaded, but could not be kept as {cache} ({error}); it will be decoded again next time",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fedlib.checks import is_whole
 from fedlib.data import (
     DIGITS,
     DOMAIN_KEYS,
@@ -168,10 +169,7 @@ def _split_domains(
         members = np.random.default_rng([0, d]).permutation(np.flatnonzero(domain == d))
         test = _stratified(y[members], math.ceil(test_share * len(members)))
         rest = members[~test]
-        if train is not None and not 1 <= train <= len(rest):
-            raise ValueError(
-                f"train must be between 1 and {len(rest)}, the training images of domain {domain_name!r}, got {train!r}"
-            )
+        _check_train(train, len(rest), domain_name)
         split["test"].append(members[test])
         split["train"].append(rest if train is None else rest[_stratified(y[rest], train)])
     arrays = {}
@@ -179,6 +177,13 @@ def _split_domains(
         index = np.sort(np.concatenate(indices))
         arrays |= {f"x_{part}": x[index], f"y_{part}": y[index], f"domain_{part}": number[domain[index]]}
     return from_arrays(name, **arrays, classes=classes, domains=chosen)
+
+
+def _check_train(train: int | None, there: int, domain: str) -> None:
+    if train is not None and not (is_whole(train) and 1 <= train <= there):
+        raise ValueError(
+            f"train must be between 1 and {there}, the training images of domain {domain!r}, got {train!r}"
+        )
 
 
 def _stratified(labels: np.ndarray, count: int) -> np.ndarray:
@@ -227,11 +232,7 @@ def _digits_five(
         warnings.warn(told, stacklevel=3)
     arrays = {key: [] for key in KEYS + DOMAIN_KEYS}
     for d, (name, part) in enumerate(found.items()):
-        if train is not None and not 1 <= train <= len(part["y_train"]):
-            raise ValueError(
-                f"train must be between 1 and {len(part['y_train'])}, the training images of domain "
-                f"{name!r}, got {train!r}"
-            )
+        _check_train(train, len(part["y_train"]), name)
         for split, count in (("train", train), ("test", None)):
             kept = slice(None) if count is None else _stratified(part[f"y_{split}"], count)
             arrays[f"x_{split}"].append(_colour(part[f"x_{split}"][kept], size))
@@ -323,7 +324,7 @@ def _load_folders(
                 "classes": np.array(classes),
                 "listing": np.array(listing),
             }
-            _check_unreadable(name, arrays["unreadable"], len(files), max_unreadable)
+            _check_unreadable(name, arrays["unreadable"].tolist(), len(files), max_unreadable)
             keep_archive(name, cache, arrays)
     elif arrays is None:
         raise FileNotFoundError(
@@ -331,9 +332,9 @@ def _load_folders(
             f"{folder.absolute()}, as {known.domains[0]}/CLASS/NAME.jpg and so on for "
             f"{', '.join(known.domains[1:])}. For another folder give root=... or set FEDLIB_DATA"
         )
-    bad = arrays["unreadable"]
+    bad = arrays["unreadable"].tolist()
     _check_unreadable(name, bad, len(arrays["y"]) + len(bad), max_unreadable)
-    if len(bad):
+    if bad:
         warnings.warn(f"{name}: {len(bad)} images cannot be read and are left out: {_some(bad)}", stacklevel=3)
     return _split_domains(
         name,

@@ -11,6 +11,7 @@ nonlinearity: Ni et al., arXiv 2406.01255. Memory, operations and linear probes 
 import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -34,7 +35,6 @@ __all__ = [
     "nonlinearity_ratio",
     "per_class_accuracy",
     "singular_values",
-    "ssr",
     "training_flops",
     "training_memory",
 ]
@@ -44,7 +44,7 @@ BATCH = 256  # a few hundred images fit the caches of a CPU
 
 def features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """g(x) of every sample: x (N, C, H, W), float -> (N, d), of x's dtype, without gradient."""
-    return _in_batches(model, model.body, x)
+    return _in_batches(model, model.get_submodule("body"), x)
 
 
 def feature_norms(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def feature_norms(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def class_weight_norms(model: nn.Module) -> torch.Tensor:
     """||w_c|| of every class, (classes,) (figure 3, left)."""
-    return model.head.weight.detach().norm(dim=1)
+    return model.get_parameter("head.weight").detach().norm(dim=1)
 
 
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
@@ -115,28 +115,24 @@ def effective_rank(features: torch.Tensor) -> float:
     return torch.special.entr(values / total).sum().exp().item() if total > 0 else 0.0
 
 
-def ssr(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Sum-of-squares ratio: how much of the points' scatter lies within the classes, in [0, 1].
+def lssr(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Linear SSR: the smallest sum-of-squares ratio (SSR) that any linear map of the points can reach, in [0, 1].
 
         SSR = sum_c SS(X_c) / SS(X),  SS(X) = sum_i ||x_i - mean||^2
 
-    0: every class is one point. 1: all classes have the same mean. x (m, d) float, y (m,) int64.
-    Raises ValueError for other shapes or dtypes, for points that are not finite, and for points that are all equal.
-    Source: arXiv 2406.01255, its statistic for the separability of two classes; here for any number of classes.
-    """
-    x, within = _scatter(x, y)
-    return (within.square().sum() / x.square().sum()).item()
-
-
-def lssr(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Linear SSR: the smallest `ssr` that any linear map of the points can reach, in [0, 1].
+    is the share of the points' scatter that lies within the classes. 0: every class is one point. 1: all classes have
+    the same mean.
 
     With S_W the scatter within the classes and S_T the whole scatter, both (d, d), it is the smallest generalised
     eigenvalue of S_W v = lambda S_T v, over the directions in which the points differ. No linear network gets its
     features below it. Computed as sigma_min^2 of the within-class deviations of the whitened points: with the singular
-    value decomposition X = U S V', the whitened points are U. Arguments and errors as in `ssr`.
+    value decomposition X = U S V', the whitened points are U.
 
-    Source: arXiv 2406.01255 (the infimum); Fisher's discriminant (the closed form): 1 / (1 + lambda_max(S_W^-1 S_B)).
+    x (m, d) float, y (m,) int64. Raises ValueError for other shapes or dtypes, for points that are not finite, and for
+    points that are all equal.
+
+    Source: arXiv 2406.01255 (the infimum, for two classes); Fisher's discriminant (the closed form):
+    1 / (1 + lambda_max(S_W^-1 S_B)).
     """
     x, _ = _scatter(x, y)
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
@@ -302,8 +298,9 @@ def _learning(net: nn.Module, absent: Collection[str] = ()) -> list[nn.Parameter
 
 
 def features_by_depth(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Features after each block of a model whose body is a `models.BlockBody`: (N, C, H, W) -> (N, L, d)."""
-    return _in_batches(model, model.body.depths, x)
+    """Features after each block of a model with a body of blocks (`models.BlockBody`): (N, C, H, W) -> (N, L, d)."""
+    depths = cast(Callable[[torch.Tensor], torch.Tensor], model.get_submodule("body").depths)
+    return _in_batches(model, depths, x)
 
 
 def linear_probe(z: torch.Tensor, y: torch.Tensor, z_test: torch.Tensor, y_test: torch.Tensor) -> float:

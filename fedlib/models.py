@@ -1,5 +1,11 @@
 """What is trained: small networks, each a body that makes features and a head that makes logits.
 
+A network whose blocks do not all run in every round, such as one of a `BlockBody`, is asked and told by methods, so
+that nobody has to know its class:
+
+    stage()      any of its modules may have it: what of it runs in training, hashable. The engine plans a round by it.
+    depth, run_only(running, grown, learning), left_out()      its body has them, for `algorithms.layerwise`
+
 Every function here returns a `Classifier`. Its weights are drawn from torch's global generator by torch's own
 initialisation, which is also what the code of arXiv 2308.09565 uses: call `torch.manual_seed` first. No norm draws
 a random number and none changes the name of a weight, so one seed gives the same weights whatever the norm.
@@ -8,13 +14,15 @@ a random number and none changes the name of a weight, so one seed gives the sam
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedlib import checks
 from fedlib.norms import (
     KINDS,
     GroupedLayerNorm,
@@ -23,7 +31,6 @@ from fedlib.norms import (
     ScaledReLU,
     ScaledWSConv2d,
     ScaleNorm,
-    check_choice,
     norm_layer,
     relu_gain,
 )
@@ -35,7 +42,6 @@ __all__ = [
     "BlockBody",
     "CharacterBody",
     "Classifier",
-    "InvertedResidual",
     "PreNormBlock",
     "ResidualBlock",
     "Style",
@@ -44,10 +50,8 @@ __all__ = [
     "char_transformer",
     "cnn",
     "digits_cnn",
-    "leaf_cnn",
     "ln_net",
     "mlp",
-    "mobilenet_v2",
     "parameters",
     "plain_twin",
     "resnet18",
@@ -61,6 +65,7 @@ __all__ = [
 ]
 
 Shape = tuple[int, int, int]
+Layers = list[tuple[str, nn.Module]]  # names and modules, in the order of the signal
 NORMS = (*KINDS, "wsconv")  # wsconv: no norm, and every convolution a ScaledWSConv2d
 
 
@@ -86,9 +91,9 @@ class MaxPool2d(nn.MaxPool2d):
     Under vmap they do not, because there the channels of all rows go into one convolution.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., C, H, W) in any memory format -> (..., C, H', W'), channels-last."""
-        return super().forward(x.movedim(-3, -1).contiguous().movedim(-1, -3))
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., C, H, W) in any memory format -> (..., C, H', W'), channels-last."""
+        return cast(torch.Tensor, super().forward(input.movedim(-3, -1).contiguous().movedim(-1, -3)))
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,11 @@ class Style:
     gain: bool = False
 
     def __post_init__(self):
-        check_choice("norm", self.norm, NORMS)
-        check_choice("constant", self.constant, ("weight", "activation", "nowhere"))
-        check_choice("where", self.where, ("after", "before"))
+        checks.choice("norm", self.norm, NORMS)
+        checks.choice("constant", self.constant, ("weight", "activation", "nowhere"))
+        checks.choice("where", self.where, ("after", "before"))
         if self.places is not None:
-            check_choice("places", self.places, ("every", "last"))
+            checks.choice("places", self.places, ("every", "last"))
         if self.slope < 0:
             raise ValueError(f"slope must be 0 or more, so that the activation never decreases; got {self.slope}.")
 
@@ -156,24 +161,26 @@ class Style:
             return self.norm
         return "shift" if self.norm == "layer" else "none"
 
-    def layer(self, name: str, index: int, linear: nn.Module, last: bool, pool: nn.Module | None = None) -> list:
+    def layer(
+        self, name: str, index: int, linear: nn.Conv2d | nn.Linear, last: bool, pool: nn.Module | None = None
+    ) -> Layers:
         """(name, module) pairs of one hidden layer: `linear`, its norm, the activation, and max-pooling.
 
         Pooling comes last in the papers. It goes before the activation here wherever no norm stands between the
         two: the maximum passes through a function that never decreases, so the network is the same, and the
         activation has a quarter of the entries to work on.
         """
-        spatial = isinstance(linear, nn.Conv2d)
-        channels = linear.out_channels if spatial else linear.out_features
-        kind = self.kind(last)
-        norm = norm_layer(
-            kind, channels, spatial=spatial, affine=self.affine, groups=self.groups, size=self.size, eps=self.eps
-        )
-        norm = [] if kind == "none" else [(f"norm{index}", norm)]
-        act = [] if self.slope == 1 else [(f"act{index}", self.activation())]
-        pool = [(f"pool{index}", pool)] if pool else []
-        after = act + norm + pool if norm else pool + act
-        return [(name, linear)] + (after if self.where == "after" else norm + pool + act)
+        spatial, kind = isinstance(linear, nn.Conv2d), self.kind(last)
+        channels = linear.out_channels if isinstance(linear, nn.Conv2d) else linear.out_features
+        options = {"affine": self.affine, "groups": self.groups, "size": self.size, "eps": self.eps}
+        normed: Layers = []
+        if kind != "none":
+            normed = [(f"norm{index}", norm_layer(kind, channels, spatial=spatial, **options))]
+        act: Layers = [] if self.slope == 1 else [(f"act{index}", self.activation())]
+        pooled: Layers = [(f"pool{index}", pool)] if pool else []
+        if self.where == "before":
+            return [(name, linear), *normed, *pooled, *act]
+        return [(name, linear), *(act + normed + pooled if normed else pooled + act)]
 
 
 def mlp(shape: Shape, classes: int, norm: str = "none", hidden: Sequence[int] = (64, 64, 32), **style) -> Classifier:
@@ -196,34 +203,20 @@ def ln_net(shape: Shape, classes: int, norm: str = "layer", width: int = 64, dep
 
     Source: arXiv 2406.01255, the networks of its theorems and of its experiments on random labels.
     """
-    _at_least_one(depth=depth, width=width)
+    checks.whole(depth=depth, width=width)
     options = {"bias": True, "affine": False, "slope": 1.0, **style}
     return _classifier(shape, classes, _style(norm, options, ["width", "depth"]), hidden=(width,) * depth)
 
 
-def cnn(
-    shape: Shape, classes: int, norm: str = "none", variant: str = "table", width: int = 64, hidden: int = 384, **style
-) -> Classifier:
-    """The CNN of arXiv 2308.09565, which its table 7 and its code give differently; `style` as in `Style`.
+def cnn(shape: Shape, classes: int, norm: str = "none", width: int = 64, hidden: int = 384, **style) -> Classifier:
+    """conv 5x5, 64 - pool - conv 5x5, 64 - pool - dense 384 - head: the CNN of arXiv 2308.09565, table 7.
 
-    "table"  conv 5x5, 64 - pool - conv 5x5, 64 - pool - dense 384 - head; d = 384; 725,440 weights
-    "code"   one more dense layer, 384 to 192, before the head; d = 192; 797,248 weights
-
-    (weights for 10 classes of 3x32x32 images). No padding, no biases, 2x2 max-pooling, ReLU and then the norm after
-    every layer but the head. Both satisfy the paper's theory. The table prints an input of 28x28x3 but 1600
-    features after the convolutions, which take 32x32. `width` and `hidden` scale the 64 channels and the 384
-    features. Images must be 16 pixels high and wide at least.
+    No padding, no biases, 2x2 max-pooling, ReLU and then the norm after every layer but the head; 725,440 weights for
+    10 classes of 3x32x32 images. The table prints an input of 28x28x3 but 1600 features after the convolutions, which
+    take 32x32. The paper's code has one more dense layer, of 192. `width` and `hidden` scale the 64 channels and the
+    384 features; `style` as in `Style`. Images must be 16 pixels high and wide at least.
     """
-    check_choice("variant", variant, ("table", "code"))
-    dense = (hidden,) if variant == "table" else (hidden, hidden // 2)
-    return _classifier(
-        shape,
-        classes,
-        _style(norm, style, ["variant", "width", "hidden"]),
-        channels=(width, width),
-        kernel=5,
-        hidden=dense,
-    )
+    return _classifier(shape, classes, _style(norm, style), channels=(width, width), kernel=5, hidden=(hidden,))
 
 
 def slim_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 16, hidden: int = 64, **style) -> Classifier:
@@ -246,23 +239,6 @@ def small_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 16, h
         channels=(width, 2 * width),
         kernel=3,
         padding=1,
-        hidden=(hidden,),
-    )
-
-
-def leaf_cnn(shape: Shape, classes: int, norm: str = "none", width: int = 32, hidden: int = 512, **style) -> Classifier:
-    """conv 5x5, 32 - pool - conv 5x5, 64 - pool - dense 512 - head, padding 2, with biases; `style` as in `Style`.
-
-    As in McMahan et al. 2017 (arXiv 1602.05629) for MNIST: 1,663,370 parameters for 10 classes of 1x28x28 images.
-    LEAF (Caldas et al. 2018, arXiv 1812.01097) has it with hidden=2048: 6,603,710 for its 62 characters.
-    """
-    return _classifier(
-        shape,
-        classes,
-        _style(norm, {"bias": True, **style}),
-        channels=(width, 2 * width),
-        kernel=5,
-        padding=2,
         hidden=(hidden,),
     )
 
@@ -339,7 +315,7 @@ def alexnet(shape: Shape, classes: int, norm: str = "none", width: int = 64, hid
 def _style(norm: str, options: dict, own: Sequence[str] = ("width", "hidden")) -> Style:
     """The Style of `options`; `own` are the options the builder has besides, named in the error."""
     for option in options:
-        check_choice("option", option, [*own, *(field.name for field in fields(Style))])
+        checks.choice("option", option, [*own, *(field.name for field in fields(Style))])
     return Style(norm=norm, **options)
 
 
@@ -350,12 +326,6 @@ def _check_shape(shape: Shape, classes: int, smallest: int = 1) -> None:
         raise ValueError(f"shape: images must be at least {smallest}x{smallest} for this model; got {tuple(shape)}.")
     if classes < 2:
         raise ValueError(f"classes must be 2 or more; got {classes}.")
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more; got {value!r}.")
 
 
 def _classifier(
@@ -375,15 +345,15 @@ def _classifier(
     for index in range(len(channels), 0, -1):  # from 1x1 at the end backwards, through each pooling and convolution
         smallest = (2 if index <= pools else 1) * smallest + trim
     _check_shape(shape, classes, smallest)
-    size_in, *shape = shape
+    size_in, *sides = shape
     layers, index, last = [], 0, len(channels) + len(hidden)
     for size in channels:
         index += 1
         conv, pooled = style.conv(size_in, size, kernel, padding=padding), index <= pools
         layers += style.layer(f"conv{index}", index, conv, index == last, MaxPool2d(2) if pooled else None)
-        size_in, shape = size, [(side - trim) // (2 if pooled else 1) for side in shape]
+        size_in, sides = size, [(side - trim) // (2 if pooled else 1) for side in sides]
     layers.append(("flatten", nn.Flatten()))
-    size_in *= shape[0] * shape[1]
+    size_in *= sides[0] * sides[1]
     for size in hidden:
         index += 1
         dense = nn.Linear(size_in, size, bias=style.bias)
@@ -469,7 +439,7 @@ def resnet18(
     `norm="group", corner=3` is the network of FedNAR's code (arXiv 2310.03163): two groups, and of the last 4x4 map of
     a 32x32 image only the first 3x3 positions are pooled, because the code pools windows of 3 with a stride of 3.
     """
-    check_choice("norm", norm, ("none", "batch", "group", "layer", "feature", "wsconv"))
+    checks.choice("norm", norm, ("none", "batch", "group", "layer", "feature", "wsconv"))
     _check_shape(shape, classes)
     if corner is not None and corner < 1:
         raise ValueError(f"corner must be 1 or more positions, or None for all of them; got {corner}.")
@@ -511,9 +481,9 @@ def resnet20(
     activation=False leaves out every ReLU. Then all that is not linear in the network is its norms: none, in evaluation
     mode, with "none" and "batch". Source: arXiv 2406.01255, its ResNet without activations.
     """
-    check_choice("norm", norm, ("none", "batch", "group", "layer", "ln-g"))
+    checks.choice("norm", norm, ("none", "batch", "group", "layer", "ln-g"))
     _check_shape(shape, classes)
-    _at_least_one(width=width, blocks=blocks)
+    checks.whole(width=width, blocks=blocks)
 
     def make_norm(channels: int) -> nn.Module:
         return norm_layer(norm, channels, spatial=True, affine=affine, groups=groups, size=size, eps=eps)
@@ -533,11 +503,12 @@ def _residual_stages(
     activation: bool = True,
     corner: int | None = None,
     conv: Callable[..., nn.Conv2d] = nn.Conv2d,
-) -> tuple[list[tuple[str, nn.Module]], int]:
+) -> tuple[Layers, int]:
     """The named layers of a ResNet's body, and how many features they give: stem, `stages` stages, pooling."""
-    stem = [("norm", norm(width))] + ([("act", nn.ReLU())] if activation else [])
+    stem: Layers = [("norm", norm(width))] + ([("act", nn.ReLU())] if activation else [])
     stem = [("conv", conv(channels, width, 3, padding=1, bias=False))] + (stem[::-1] if after else stem)
-    layers, channels = [("stem", nn.Sequential(OrderedDict(stem)))], width
+    layers: Layers = [("stem", nn.Sequential(OrderedDict(stem)))]
+    channels = width
     for stage in range(stages):
         out = width * 2**stage
         block = [
@@ -613,9 +584,7 @@ def char_transformer(
     """
     if len(shape) != 1 or shape[0] < 1:
         raise ValueError(f"shape must be (length of a window,), 1 or more; got {tuple(shape)}.")
-    for name, value in (("width", width), ("layers", layers), ("heads", heads), ("feedforward", feedforward)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more; got {value}.")
+    checks.whole(width=width, layers=layers, heads=heads, feedforward=feedforward)
     if width % heads:
         raise ValueError(f"heads must divide width: got heads={heads} for width={width}.")
     if not 0 <= dropout < 1:
@@ -674,45 +643,58 @@ class Patches(nn.Module):
 class BlockBody(nn.Module):
     """Patches, then blocks 1 to L, a last norm, the mean of the tokens: (B, C, H, W) -> features (B, width).
 
-    Attributes:
+    Attributes (`run_only` sets them):
         running: numbers of the blocks that run in training mode, from 1; all at first. The others are not called: what
-            comes out of a block goes past them. To set it sets `grown` to the largest of them.
+            comes out of a block goes past them.
         grown: number of the newest block, at which the network ends in both modes. In evaluation mode all blocks up to
-            it run; set it after `running` where that leaves out the newest for a round.
+            it run.
     """
 
     def __init__(self, patches: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
         super().__init__()
         self.patches, self.blocks, self.norm = patches, nn.ModuleList(blocks), norm or nn.Identity()
-        self.running = tuple(range(1, len(blocks) + 1))
+        self.running, self.grown = tuple(range(1, self.depth + 1)), self.depth
 
     @property
-    def running(self) -> tuple[int, ...]:
-        return self._running
+    def depth(self) -> int:
+        """L, the number of blocks that there are, running or not."""
+        return len(self.blocks)
 
-    @running.setter
-    def running(self, numbers: Sequence[int]) -> None:
-        self._running, self.grown = tuple(numbers), max(numbers)
+    def run_only(
+        self, running: Iterable[int], grown: int | None = None, learning: Collection[int] | None = None
+    ) -> None:
+        """Choose the blocks that run in training, where the network ends, and the blocks that learn.
 
-    def stage(self) -> tuple:
-        """Which blocks run; what the engine asks of any module of which not everything runs in every round."""
+        Args:
+            running: numbers of blocks, from 1.
+            grown: where the network ends; by default at the last block that runs.
+            learning: those of the running blocks that learn; all others are frozen, and the patches unless block 1
+                learns. By default what learns stays as it is.
+
+        Raises:
+            ValueError: no block runs, or there are fewer blocks, or one above `grown` is to run.
+        """
+        chosen = tuple(sorted(set(running)))
+        last = max(chosen, default=0) if grown is None else grown
+        if not chosen or chosen[0] < 1 or not chosen[-1] <= last <= self.depth:
+            raise ValueError(
+                f"running must name blocks from 1 to grown, which is {self.depth} at most; got {list(chosen)} and "
+                f"grown={grown}"
+            )
+        self.running, self.grown = chosen, last
+        if learning is not None:
+            self.patches.requires_grad_(1 in learning)
+            for number, block in enumerate(self.blocks, start=1):
+                block.requires_grad_(number in learning and number in chosen)
+
+    def stage(self) -> tuple[int, ...]:
+        """What a training step consists of: the blocks that run."""
         return self.running
 
-    def run_only(self, running: Sequence[int], grown: int, learning: Collection[int]) -> None:
-        """Let these blocks run and those among them that are in `learning` learn; the patches learn with block 1."""
-        self.running, self.grown = tuple(running), grown
-        self.patches.requires_grad_(1 in learning)
-        for number, block in enumerate(self.blocks, start=1):
-            block.requires_grad_(number in learning and number in self.running)
-
     def left_out(self) -> set[str]:
-        """Names of the parameters of the blocks that do not run."""
-        return {
-            f"blocks.{i}.{name}"
-            for i, block in enumerate(self.blocks)
-            if i + 1 not in self.running
-            for name, _ in block.named_parameters()
-        }
+        """Names of the parameters of all blocks that do not run in training."""
+        numbers = set(range(1, self.depth + 1)) - set(self.running)
+        return {f"blocks.{n - 1}.{name}" for n in numbers for name, _ in self.blocks[n - 1].named_parameters()}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x)
@@ -757,7 +739,7 @@ def vit_tiny(
     Sides of the image must be multiples of `patch`, and `width` one of `heads`. Source: arXiv 2010.11929, with mean
     pooling in place of a class token.
     """
-    check_choice("norm", norm, ("none", "layer", "ln-g"))
+    checks.choice("norm", norm, ("none", "layer", "ln-g"))
     _check_shape(shape, classes)
 
     def make_norm() -> nn.Module:
@@ -786,7 +768,7 @@ def vit_encoder(
     Sides of the image must be multiples of `patch`, and `width` one of `heads`; ValueError otherwise.
     """
     _check_shape(shape, out)
-    _at_least_one(hidden=hidden)
+    checks.whole(hidden=hidden)
     body = _vit_body(shape, patch, width, depth, heads, lambda: nn.LayerNorm(width))
     return Classifier(
         body, nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
@@ -802,102 +784,12 @@ def _vit_body(
     make_norm: Callable[[], nn.Module],
     last: nn.Module | None = None,
 ) -> BlockBody:
-    _at_least_one(patch=patch, width=width, depth=depth, heads=heads)
+    checks.whole(patch=patch, width=width, depth=depth, heads=heads)
     if shape[1] % patch or shape[2] % patch:
         raise ValueError(f"patch must divide both sides of the image, {shape[1]} and {shape[2]}; got {patch}.")
     if width % heads:
         raise ValueError(f"heads must divide width={width}; got {heads}.")
     return BlockBody(Patches(shape, patch, width), [PreNormBlock(width, heads, make_norm) for _ in range(depth)], last)
-
-
-class InvertedResidual(nn.Module):
-    """The block of Sandler et al. 2018 (arXiv 1801.04381): widen, filter each channel, narrow; no ReLU at the end.
-
-    S is the identity where the shape stays (stride 1 and equal channels), else there is no shortcut.
-
-        S x + N A_3 rho(N A_2 rho(N A_1 x))      A_1, A_3: 1x1, A_2: 3x3 depthwise, rho: ReLU6; no A_1 for expand = 1
-    """
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels: int,
-        stride: int,
-        expand: int,
-        norm: Callable[[int], nn.Module],
-        conv: Callable[..., nn.Conv2d] = nn.Conv2d,
-    ):
-        super().__init__()
-        wide = expand * channels_in
-        widen = [conv(channels_in, wide, 1, bias=False), norm(wide), nn.ReLU6()] if expand != 1 else []
-        self.body = nn.Sequential(
-            *widen,
-            conv(wide, wide, 3, stride=stride, padding=1, groups=wide, bias=False),
-            norm(wide),
-            nn.ReLU6(),
-            conv(wide, channels, 1, bias=False),
-            norm(channels),
-        )
-        self.shortcut = stride == 1 and channels_in == channels
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.body(x) if self.shortcut else self.body(x)
-
-
-def mobilenet_v2(
-    shape: Shape,
-    classes: int,
-    norm: str = "none",
-    *,
-    groups: int = 2,
-    affine: bool = True,
-    eps: float = 1e-5,
-    small: bool = True,
-    width: float = 1.0,
-) -> Classifier:
-    """MobileNetV2 (Sandler et al. 2018, table 2), without dropout; FedWon uses it for CIFAR-10 under label skew.
-
-    `norm`: none, batch, group or layer after every convolution, or wsconv: no norm, and every convolution a
-    ScaledWSConv2d, the depthwise ones with a fan-in of 9. `small` gives the stem and the first strided stage stride 1,
-    as is usual for 32x32 images. `width` scales the channels, in multiples of 8. 2,236,682 parameters with batch norm,
-    for 10 classes of 3-channel images.
-    """
-    check_choice("norm", norm, ("none", "batch", "group", "layer", "wsconv"))
-    _check_shape(shape, classes)
-    conv = ScaledWSConv2d if norm == "wsconv" else nn.Conv2d
-
-    def make_norm(channels: int) -> nn.Module:
-        return norm_layer(
-            "none" if norm == "wsconv" else norm, channels, spatial=True, affine=affine, groups=groups, eps=eps
-        )
-
-    stages = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 1 if small else 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )  # expansion, channels, blocks, stride of the first
-    channels = _eights(32 * width)
-    layers = [
-        conv(shape[0], channels, 3, stride=1 if small else 2, padding=1, bias=False),
-        make_norm(channels),
-        nn.ReLU6(),
-    ]
-    for expand, out, blocks, stride in stages:
-        out = _eights(out * width)
-        for block in range(blocks):
-            layers.append(InvertedResidual(channels, out, stride if block == 0 else 1, expand, make_norm, conv))
-            channels = out
-    layers += [conv(channels, 1280, 1, bias=False), make_norm(1280), nn.ReLU6(), GlobalAveragePool()]
-    return Classifier(nn.Sequential(*layers), nn.Linear(1280, classes))
-
-
-def _eights(channels: float) -> int:
-    """The nearest multiple of 8, at least 8."""
-    return max(8, 8 * round(channels / 8))
 
 
 def plain_twin(model: Classifier) -> Classifier:
@@ -967,7 +859,6 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "cnn": cnn,
     "slim_cnn": slim_cnn,
     "small_cnn": small_cnn,
-    "leaf_cnn": leaf_cnn,
     "resnet18": resnet18,
     "char_transformer": char_transformer,
     "small_char_transformer": small_char_transformer,
@@ -977,7 +868,6 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "digits_cnn": digits_cnn,
     "slim_digits_cnn": slim_digits_cnn,
     "alexnet": alexnet,
-    "mobilenet_v2": mobilenet_v2,
 }
 
 
@@ -986,5 +876,5 @@ def build(name: str, shape: Shape, classes: int, **options) -> Classifier:
 
     `options` go to its function. Raises ValueError for an unknown name or option.
     """
-    check_choice("name", name, MODELS)
+    checks.choice("name", name, MODELS)
     return MODELS[name](shape, classes, **options)

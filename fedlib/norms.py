@@ -16,19 +16,18 @@ Networks without any normalisation keep their signals in bounds by their weights
 bounds by their gradients (`adaptive_clip`).
 """
 
-import difflib
 import math
 import warnings
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedlib import checks
+
 __all__ = [
     "KINDS",
     "BatchNorm",
-    "FeatureNorm",
     "GroupedLayerNorm",
     "MeanShift",
     "MeanVarNorm",
@@ -36,7 +35,6 @@ __all__ = [
     "ScaledReLU",
     "ScaledWSConv2d",
     "adaptive_clip",
-    "check_choice",
     "norm_layer",
     "relu_gain",
     "standardise_rows",
@@ -44,8 +42,6 @@ __all__ = [
 ]
 
 KINDS = ("none", "batch", "group", "layer", "feature", "shift", "ln-g")
-
-GroupNorm = nn.GroupNorm
 
 
 class MeanVarNorm(nn.GroupNorm):
@@ -84,13 +80,11 @@ class ScaleNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = tuple(range(1, x.dim()))  # not flatten: it would copy a channels-last tensor
-        return F.normalize(x, dim=features, eps=self.eps) * math.sqrt(math.prod(x.shape[1:]))
+        length = torch.linalg.vector_norm(x, dim=features, keepdim=True)
+        return x / length.clamp_min(self.eps) * math.sqrt(math.prod(x.shape[1:]))
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
-
-
-FeatureNorm = ScaleNorm  # the paper's name for it when it stands just before the head
 
 
 class MeanShift(nn.Module):
@@ -174,7 +168,7 @@ class GroupedLayerNorm(nn.Module):
             )
         groups = last.unflatten(-1, (self.groups, -1))
         out = F.layer_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2)
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             out = out * self.weight + self.bias
         return out.movedim(-1, 1) if x.dim() == 4 else out
 
@@ -188,8 +182,8 @@ def _groups(features: int, groups: int | None, size: int | None) -> int:
     """The number of groups, given as such or by the features in each."""
     if (groups is None) == (size is None):
         raise ValueError(f"give either groups or size, the features in a group; got groups={groups}, size={size}")
-    name, value = ("groups", groups) if size is None else ("size", size)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or features % value:
+    name, value = ("groups", groups or 0) if size is None else ("size", size)
+    if not checks.is_whole(value) or value < 1 or features % value:
         fits = ", ".join(str(n) for n in range(1, features + 1) if features % n == 0)
         raise ValueError(f"{name} must divide the number of features, {features}: one of {fits}; got {value!r}")
     return value if size is None else features // value
@@ -214,14 +208,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self.spatial = spatial
         self.num_batches_tracked = None
 
-    def _check_input_dim(self, x: torch.Tensor) -> None:
-        if x.dim() != (4 if self.spatial else 2):
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() != (4 if self.spatial else 2):
             expected = "(B, C, H, W)" if self.spatial else "(B, C)"
-            raise ValueError(f"BatchNorm(spatial={self.spatial}) takes {expected}, got shape {tuple(x.shape)}.")
+            raise ValueError(f"BatchNorm(spatial={self.spatial}) takes {expected}, got shape {tuple(input.shape)}.")
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
         # A plain dict of tensors carries no version, and for those torch would add the counter, then refuse it.
-        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": self._version}, *args)
+        metadata = {**local_metadata, "version": self._version}
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
 
 def relu_gain(slope: float = 0.0) -> float:
@@ -278,8 +275,7 @@ class ScaledWSConv2d(nn.Conv2d):
         **options,
     ):
         super().__init__(in_channels, out_channels, kernel_size, **options)
-        if not (math.isfinite(gamma) and gamma > 0):
-            raise ValueError(f"gamma must be a positive finite number, got {gamma!r}")
+        checks.positive(gamma=gamma)
         self.gamma, self.eps = gamma, eps
         self.gain = nn.Parameter(torch.ones(out_channels)) if gain else None
 
@@ -288,8 +284,8 @@ class ScaledWSConv2d(nn.Conv2d):
         weight = standardise_rows(self.weight, self.gamma, self.eps)
         return weight if self.gain is None else weight * self.gain[:, None, None, None]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, self.effective_weight(), self.bias)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(input, self.effective_weight(), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gamma={self.gamma:.4g}, gain={self.gain is not None}"
@@ -359,25 +355,16 @@ def norm_layer(
     Raises ValueError for an unknown kind, for `groups` or a `size` that do not divide `channels`, and as
     GroupedLayerNorm does.
     """
-    check_choice("norm", kind, KINDS)
+    checks.choice("norm", kind, KINDS)
     if kind == "batch":
         return BatchNorm(channels, spatial, affine=affine, eps=eps)
     if kind in ("group", "ln-g"):
         groups = _groups(channels, groups if size is None else None, size)
         if kind == "ln-g":
             return GroupedLayerNorm(channels, groups, affine=affine, eps=eps)
-        return GroupNorm(groups, channels, eps=eps, affine=affine)
+        return nn.GroupNorm(groups, channels, eps=eps, affine=affine)
     if kind == "layer":
         return MeanVarNorm(channels, affine=affine, eps=eps)
     if kind == "feature":
         return ScaleNorm(eps)
     return MeanShift() if kind == "shift" else nn.Identity()
-
-
-def check_choice(argument: str, value: str, accepted: Iterable[str]) -> None:
-    """Raise ValueError unless `value` is one of `accepted`; the message lists them and names the nearest."""
-    accepted = list(accepted)
-    if value not in accepted:
-        near = difflib.get_close_matches(str(value).lower(), accepted, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{argument} must be one of {', '.join(accepted)}; got {value!r}.{hint}")

@@ -4,13 +4,12 @@ Every function returns one sorted int64 index tensor a client. No sample is held
 `seed` gives the same partition; the global random state is neither used nor changed.
 """
 
-import math
-import numbers
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+from fedlib import checks
 
 MAX_TRIES = 1000  # Dirichlet draws before giving up on min_size
 LARGEST_BETA = 1e12  # beyond it shares are equal to rounding anyway, and gamma variates would overflow
@@ -34,7 +33,8 @@ def shards(labels, clients: int, shards_per_client: int = 2, seed: int = 0) -> l
     Raises ValueError for more shards than samples.
     """
     labels, clients = _checked(labels, clients)
-    count = clients * _positive("shards_per_client", shards_per_client)
+    checks.whole(shards_per_client=shards_per_client)
+    count = clients * int(shards_per_client)
     if count > len(labels):
         raise ValueError(f"clients * shards_per_client = {count} shards, but there are only {len(labels)} samples")
     pieces = np.array_split(np.argsort(labels, kind="stable"), count)
@@ -54,7 +54,8 @@ def n_class(labels, clients: int, n: int, seed: int = 0) -> list[torch.Tensor]:
     """
     labels, clients = _checked(labels, clients)
     classes, sizes = np.unique(labels, return_counts=True)
-    if _positive("n", n) > len(classes):
+    checks.whole(n=n)
+    if n > len(classes):
         raise ValueError(f"n must be at most the number of classes, got n={n} with {len(classes)} classes in labels")
     rng = _rng(seed)
     chunks = np.full(len(classes), clients * n // len(classes))
@@ -116,9 +117,9 @@ def dirichlet(
     MAX_TRIES draws never reach min_size.
     """
     labels, clients = _checked(labels, clients)
-    if not isinstance(beta, numbers.Real) or not math.isfinite(beta) or beta <= 0:
-        raise ValueError(f"beta must be a positive, finite number, got {beta!r}")
-    if _positive("min_size", min_size) * clients > len(labels):
+    checks.positive(beta=beta)
+    checks.whole(min_size=min_size)
+    if min_size * clients > len(labels):
         raise ValueError(
             f"min_size={min_size} for clients={clients} needs {min_size * clients} samples, but there are {len(labels)}"
         )
@@ -194,18 +195,19 @@ def by_domain(domains, clients_per_domain: int = 1, mix: float = 0.0, seed: int 
     if domains is None:
         raise ValueError("domains must number the domain of each sample; this data set has one domain only")
     domains = _checked_labels("domains", domains)
-    each = _positive("clients_per_domain", clients_per_domain)
-    if not isinstance(mix, numbers.Real) or not 0 <= mix <= 1:
-        raise ValueError(f"mix must be a number from 0 to 1, got {mix!r}")
+    checks.whole(clients_per_domain=clients_per_domain)
+    checks.fraction(mix=mix)
     sizes = np.bincount(domains)
-    if not sizes.size or sizes.min() < each:
+    if not sizes.size or sizes.min() < clients_per_domain:
         raise ValueError(
-            f"clients_per_domain={each}, but domain {int(sizes.argmin()) if sizes.size else 0} has only "
+            f"clients_per_domain={clients_per_domain}, but domain {int(sizes.argmin()) if sizes.size else 0} has only "
             f"{int(sizes.min(initial=len(domains)))} samples"
         )
     rng = _rng(seed)
     parts = [
-        part for d in range(len(sizes)) for part in np.array_split(rng.permutation(np.flatnonzero(domains == d)), each)
+        part
+        for d in range(len(sizes))
+        for part in np.array_split(rng.permutation(np.flatnonzero(domains == d)), clients_per_domain)
     ]
     given = [round(mix * len(part)) for part in parts]
     pool = rng.permutation(np.concatenate([part[:n] for part, n in zip(parts, given, strict=True)]))
@@ -242,7 +244,8 @@ def counts(parts: Sequence, labels, num_classes: int) -> torch.Tensor:
     Raises ValueError for parts that are not 1-D integer indices into labels, or labels not below num_classes.
     """
     labels = _checked_labels("labels", labels)
-    if labels.max(initial=0) >= _positive("num_classes", num_classes):
+    checks.whole(num_classes=num_classes)
+    if labels.max(initial=0) >= num_classes:
         raise ValueError(f"num_classes={num_classes}, but labels go up to {labels.max()}")
     table = np.zeros((len(parts), num_classes), dtype=np.int64)
     for k, part in enumerate(parts):
@@ -289,23 +292,12 @@ def _checked_labels(name: str, labels) -> np.ndarray:
 
 def _checked(labels, clients: int) -> tuple[np.ndarray, int]:
     labels = _checked_labels("labels", labels)
-    if _positive("clients", clients) > len(labels):
+    checks.whole(clients=clients)
+    if clients > len(labels):
         raise ValueError(f"clients={clients}, more than the {len(labels)} samples")
     return labels, int(clients)
 
 
-def _positive(name: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
-    return number
-
-
 def _rng(seed: int) -> np.random.Generator:
-    try:
-        return np.random.default_rng(operator.index(seed))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}") from error
+    checks.whole(0, seed=seed)
+    return np.random.default_rng(int(seed))

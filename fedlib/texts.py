@@ -5,14 +5,15 @@ Who says something is the domain of its examples, so that `partition.by_domain` 
 
 import html.parser
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fedlib import checks
 from fedlib.data import DOMAIN_KEYS, KEYS, Data, register
+from fedlib.files import replacing
 
 EXCERPT = Path(__file__).with_name("shakespeare_excerpt.txt")  # of The Winter's Tale and Measure for Measure
 TINY = (
@@ -46,9 +47,8 @@ def from_texts(
     all that occur, sorted.
     Raises ValueError naming the speaker whose text is too short for that or has a character outside the vocabulary.
     """
-    for key, value in (("length", length), ("stride", stride), ("train", train), ("test", test)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+    checks.whole(length=length, stride=stride)
+    checks.whole(**{key: count for key, count in (("train", train), ("test", test)) if count is not None})
     if not texts:
         raise ValueError("texts must hold what at least one speaker says, got none")
     vocabulary = tuple(sorted(set().union(*texts.values())) if vocabulary is None else vocabulary)
@@ -113,7 +113,8 @@ def _fetch(name: str, url: str, path: Path, download: bool, md5: str | None = No
     try:
         if not download:
             raise FileNotFoundError(f"{path} is missing" + (f", or its md5 is not {md5}" if path.exists() else ""))
-        download_url(url, str(path.parent), path.name, md5)
+        with replacing(path) as part:  # most of these files have no md5 that would tell half of one
+            download_url(url, str(part.parent), part.name, md5)
     except Exception as error:  # RuntimeError, URLError, OSError ...: one remedy for all
         raise (OSError if download else FileNotFoundError)(
             f"data set {name!r} cannot be had ({str(error).strip()}). To place it by hand, save {url} as "
@@ -165,9 +166,8 @@ def _plays(root: Path, download: bool) -> dict[str, dict]:
             parser = _Speeches()
             parser.feed(page.read_text(encoding="utf-8", errors="replace"))
             plays[play] = {"title": play, "speeches": [speech for speech in parser.speeches if speech[1]]}
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(plays), encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(plays), encoding="utf-8")
     try:
         plays = json.loads(path.read_text(encoding="utf-8"))
         [(str(role), str(text)) for play in plays.values() for role, text in play["speeches"]]

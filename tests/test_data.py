@@ -389,10 +389,10 @@ def test_distort_refuses():
 
 
 def test_unknown_name_lists_what_exists_and_suggests():
-    with pytest.raises(ValueError, match="unknown data set 'cifer10'. Did you mean cifar10") as error:
+    with pytest.raises(ValueError, match="unknown data set 'cifer10'. Did you mean 'cifar10'") as error:
         data.load("cifer10")
     assert all(name in str(error.value) for name in data.LOADERS)
-    with pytest.raises(ValueError, match="Did you mean fashion_mnist"):
+    with pytest.raises(ValueError, match="Did you mean 'fashion_mnist'"):
         data.load("Fashion-MNIST")
     with pytest.raises(ValueError, match="unknown data set 'qqq'. There are: digits"):
         data.load("qqq")

@@ -13,10 +13,9 @@ from fedlib import models, norms
 DIGIT = (1, 8, 8)
 SMALL = {  # name -> (shape, options) that make each model tiny
     "mlp": (DIGIT, {"hidden": (12, 10, 8)}),
-    "cnn": ((2, 16, 16), {"width": 6, "hidden": 12, "variant": "code"}),
+    "cnn": ((2, 16, 16), {"width": 6, "hidden": 12}),
     "slim_cnn": (DIGIT, {"width": 6, "hidden": 8}),
     "small_cnn": (DIGIT, {"width": 6, "hidden": 8}),
-    "leaf_cnn": (DIGIT, {"width": 6, "hidden": 8}),
     "resnet18": ((2, 8, 8), {"width": 4}),
     "ln_net": (DIGIT, {"width": 6, "depth": 3}),
     "resnet20": ((2, 8, 8), {"width": 6, "blocks": 1}),
@@ -24,13 +23,11 @@ SMALL = {  # name -> (shape, options) that make each model tiny
     "digits_cnn": ((3, 8, 8), {"width": 4, "hidden": (8, 6)}),
     "slim_digits_cnn": ((3, 8, 8), {"width": 4, "hidden": (8,)}),
     "alexnet": ((3, 63, 63), {"width": 6, "hidden": 6}),
-    "mobilenet_v2": ((2, 8, 8), {"width": 0.1}),
 }
 REFUSED = {
     "resnet18": {"shift", "ln-g"},
     "resnet20": {"shift", "feature", "wsconv"},
     "vit_tiny": {"shift", "feature", "group", "batch", "wsconv"},
-    "mobilenet_v2": {"shift", "feature", "ln-g"},
 }
 KINDS = [(name, norm) for name in SMALL for norm in models.NORMS if norm not in REFUSED.get(name, ())]
 
@@ -111,13 +108,13 @@ def test_residual_block_written_out(norm):
     else:
         expected = F.relu(a2(F.relu(a1(x))) + short(x))
     torch.testing.assert_close(block(x), expected)
-    kinds = {type(m) for m in model.modules()} & {norms.BatchNorm, norms.GroupNorm, norms.MeanVarNorm, norms.ScaleNorm}
+    kinds = {type(m) for m in model.modules()} & {norms.BatchNorm, nn.GroupNorm, norms.MeanVarNorm, norms.ScaleNorm}
     assert (
         kinds
         == {
             "none": set(),
             "batch": {norms.BatchNorm},
-            "group": {norms.GroupNorm},
+            "group": {nn.GroupNorm},
             "layer": {norms.MeanVarNorm},
             "feature": {norms.ScaleNorm},
         }[norm]
@@ -163,28 +160,11 @@ def test_alexnet_norms_every_hidden_layer_before_the_activation():
     assert models.parameters(models.alexnet((3, 64, 64), 10, "batch")) == 57_063_498
 
 
-def test_mobilenet_is_torchvisions():
-    torchvision = pytest.importorskip("torchvision")
-    torch.manual_seed(0)
-    theirs = torchvision.models.mobilenet_v2(num_classes=5).eval()
-    ours = models.mobilenet_v2((3, 64, 64), 5, norm="batch", small=False).eval()
-    state = [tensor for key, tensor in theirs.state_dict().items() if "num_batches" not in key]
-    ours.load_state_dict(dict(zip(ours.state_dict(), state, strict=True)))
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
-
-
-def test_mobilenet_for_small_images_keeps_their_size_twice_longer():
-    x = torch.randn(1, 3, 32, 32)
-    for small, side in ((True, 4), (False, 1)):
-        assert models.mobilenet_v2((3, 32, 32), 5, small=small).body[:-1](x).shape[2:] == (side, side)
-
-
 @pytest.mark.parametrize("name", [name for name, norm in KINDS if norm == "wsconv" and name not in ("mlp", "ln_net")])
 def test_wsconv_replaces_every_convolution_and_every_norm(name):
     kinds = [type(m) for m in make(name, "wsconv").modules()]
     assert norms.ScaledWSConv2d in kinds and nn.Conv2d not in kinds
-    assert not {norms.BatchNorm, norms.GroupNorm, norms.MeanVarNorm, norms.ScaleNorm, norms.MeanShift} & set(kinds)
+    assert not {norms.BatchNorm, nn.GroupNorm, norms.MeanVarNorm, norms.ScaleNorm, norms.MeanShift} & set(kinds)
 
 
 def test_the_relu_constant_does_the_same_in_the_weight_and_in_the_activation():
@@ -260,18 +240,14 @@ def test_places():
 
 
 def test_parameter_counts():
-    cifar, mnist = (3, 32, 32), (1, 28, 28)
+    cifar = (3, 32, 32)
     count = models.parameters
     # conv 3*5*5*64, conv 64*5*5*64, dense 64*5*5*384, head 384*10
     assert count(models.cnn(cifar, 10)) == 4_800 + 102_400 + 614_400 + 3_840 == 725_440
-    # the same with dense 384*192 and head 192*10
-    assert count(models.cnn(cifar, 10, variant="code")) == 4_800 + 102_400 + 614_400 + 73_728 + 1_920 == 797_248
     assert count(models.cnn(cifar, 10, norm="feature")) == 725_440
     assert count(models.cnn(cifar, 10, norm="layer")) == 725_440 + 2 * (64 + 64 + 384)
     assert count(models.cnn(cifar, 10, bias=True)) == 725_440 + 64 + 64 + 384 + 10
     assert count(models.slim_cnn(DIGIT, 10)) == 144 + 4_608 + 8_192 + 640 == 13_584
-    assert count(models.leaf_cnn(mnist, 10)) == 1_663_370  # "1,663,370 total parameters", arXiv 1602.05629
-    assert count(models.leaf_cnn(mnist, 62, hidden=2048)) == 6_603_710
     assert count(models.small_cnn(cifar, 10)) == (432 + 16) + (4_608 + 32) + (32 * 64 * 64 + 64) + (640 + 10)
     assert count(models.mlp(DIGIT, 10)) == 64 * 64 + 64 * 64 + 64 * 32 + 32 * 10
     assert count(models.mlp(DIGIT, 10, hidden=(), bias=True)) == 650
@@ -515,9 +491,10 @@ def test_vit_encoder_is_vit_ti_16():
 def test_blocks_that_run_in_training_and_in_evaluation(grown, running):
     """Training: those in `running`. Evaluation: all up to `grown`. depths(): all there are."""
     body, x = vit_encoder().body.double(), images("vit_tiny")
-    body.running = running
-    assert body.grown == max(running)
-    body.grown = grown
+    body.run_only(running)
+    assert (body.grown, body.stage()) == (max(running), running)
+    body.run_only(running, grown)
+    assert (body.grown, body.stage()) == (grown, running)
 
     def through(numbers):
         h = body.patches(x)
@@ -533,13 +510,48 @@ def test_blocks_that_run_in_training_and_in_evaluation(grown, running):
     torch.testing.assert_close(body.eval()(x), through(range(1, grown + 1)), rtol=0, atol=0)
     truncated = torch.stack([through(range(1, depth + 1)) for depth in range(1, 5)], dim=1)
     torch.testing.assert_close(body.depths(x), truncated, rtol=0, atol=0)
-    assert copy.deepcopy(body).running == running
+    assert copy.deepcopy(body).stage() == running
+
+
+@pytest.mark.parametrize(
+    "running, learning, learns, left_out",
+    [
+        ((1, 2, 3, 4), {4}, {4}, set()),
+        ((3, 1), {3}, {3}, {2, 4}),
+        ((1, 2), {1, 2, 3}, {1, 2}, {3, 4}),
+        ((2, 3), (), set(), {1, 4}),
+    ],
+)
+def test_blocks_that_learn_and_blocks_that_are_left_out(running, learning, learns, left_out):
+    body = vit_encoder().body
+    body.run_only(running, learning=learning)
+    assert body.depth == 4 and body.stage() == tuple(sorted(running))
+    assert all(p.requires_grad == (1 in learning) for p in body.patches.parameters())
+    for number, block in enumerate(body.blocks, start=1):
+        assert all(p.requires_grad == (number in learns) for p in block.parameters())
+    missing = {
+        n for n, p in body.named_parameters() for b in left_out if any(p is q for q in body.blocks[b - 1].parameters())
+    }
+    assert body.left_out() == missing
+    frozen = [p.requires_grad for p in body.parameters()]
+    body.run_only((1, 2, 3, 4))
+    assert not body.left_out() and [p.requires_grad for p in body.parameters()] == frozen
+
+
+@pytest.mark.parametrize(
+    "running, grown", [((), None), ((), 2), ((0, 1), None), ((1, 5), None), ((1,), 5), ((1, 3), 2)]
+)
+def test_blocks_that_are_not_there_cannot_run(running, grown):
+    body = vit_encoder().body
+    with pytest.raises(ValueError, match=f"from 1 to grown, which is 4 at most; got .* and grown={grown}"):
+        body.run_only(running, grown)
+    assert (body.stage(), body.grown) == ((1, 2, 3, 4), 4)
 
 
 def test_depths_end_with_the_last_norm():
     body, x = make("vit_tiny", "layer", depth=3).body, images("vit_tiny")
     torch.testing.assert_close(body.depths(x)[:, -1], body(x))
-    body.running = (1, 2)
+    body.run_only((1, 2))
     torch.testing.assert_close(body.depths(x)[:, 1], body(x))
     torch.testing.assert_close(body.depths(x)[:, 1], body.eval()(x))
 
@@ -666,7 +678,7 @@ def test_char_transformer_refuses():
     for options, message in [
         ({"heads": 3}, "heads must divide width: got heads=3 for width=128"),
         ({"dropout": 1.0}, "dropout must lie in"),
-        ({"layers": 0}, "layers must be 1 or more"),
+        ({"layers": 0}, "layers must be a whole number of at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             models.char_transformer((80,), 65, **options)
@@ -688,7 +700,6 @@ def test_char_transformer_refuses():
             "norm must be one of none, batch, group, layer, feature, ws",
         ),
         (lambda: models.mlp(DIGIT, 10, hiden=(3,)), "option must be one of hidden, norm.*Did you mean 'hidden'"),
-        (lambda: models.cnn((3, 32, 32), 10, variant="paper"), "variant must be one of table, code"),
         (lambda: models.cnn((1, 15, 28), 10), "at least 16x16"),
         (lambda: models.slim_cnn((1, 3, 8), 10), "at least 4x4"),
         (lambda: models.mlp((8, 8), 10), r"shape must be \(channels, height, width\)"),
@@ -699,17 +710,17 @@ def test_char_transformer_refuses():
         (lambda: models.mlp(DIGIT, 10, where="middle"), "where must be one of after, before"),
         (lambda: models.mlp(DIGIT, 10, places="first"), "places must be one of every, last"),
         (lambda: models.mlp(DIGIT, 10, slope=-0.1), "slope must be 0 or more"),
-        (lambda: models.ln_net(DIGIT, 10, depth=0), "depth must be a whole number, 1 or more; got 0"),
+        (lambda: models.ln_net(DIGIT, 10, depth=0), "depth must be a whole number of at least 1, got 0"),
         (lambda: models.ln_net(DIGIT, 10, "ln-g", size=5), "size must divide the number of features, 64.*got 5"),
         (lambda: models.resnet20(DIGIT, 10, "feature"), "norm must be one of none, batch, group, layer, ln-g;"),
-        (lambda: models.resnet20(DIGIT, 10, blocks=True), "blocks must be a whole number, 1 or more; got True"),
+        (lambda: models.resnet20(DIGIT, 10, blocks=True), "blocks must be a whole number of at least 1, got True"),
         (lambda: models.vit_tiny(DIGIT, 10, "batch"), "norm must be one of none, layer, ln-g;"),
         (lambda: models.vit_tiny(DIGIT, 10, patch=3), "patch must divide both sides of the image, 8 and 8; got 3"),
         (lambda: models.vit_tiny(DIGIT, 10, heads=5), "heads must divide width=64; got 5"),
         (lambda: models.vit_encoder((3, 32, 40)), "patch must divide both sides of the image, 32 and 40; got 16"),
         (lambda: models.vit_encoder((3, 32, 32), width=100), "heads must divide width=100; got 3"),
-        (lambda: models.vit_encoder((3, 32, 32), depth=0), "depth must be a whole number, 1 or more; got 0"),
-        (lambda: models.vit_encoder((3, 32, 32), hidden=0), "hidden must be a whole number, 1 or more; got 0"),
+        (lambda: models.vit_encoder((3, 32, 32), depth=0), "depth must be a whole number of at least 1, got 0"),
+        (lambda: models.vit_encoder((3, 32, 32), hidden=0), "hidden must be a whole number of at least 1, got 0"),
         (lambda: models.cnn((3, 32, 32), 10, norm="wsconv", constant="everywhere"), "constant must be one of weight"),
         (lambda: models.alexnet((3, 62, 64), 10), "at least 63x63"),
         (lambda: models.digits_cnn((3, 3, 8), 10), "at least 4x4"),
@@ -717,11 +728,6 @@ def test_char_transformer_refuses():
             lambda: models.digits_cnn((3, 28, 28), 10, norm="group", groups=3),
             "groups must divide.*features, 64: .*got 3",
         ),
-        (
-            lambda: models.mobilenet_v2((3, 32, 32), 10, norm="feature"),
-            "norm must be one of none, batch, group, layer, ws",
-        ),
-        (lambda: models.mobilenet_v2((3, 32, 32), 10, norm="group", groups=5), "groups must divide.*32: .*got 5"),
     ],
 )
 def test_refusals(call, message):

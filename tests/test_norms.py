@@ -128,7 +128,7 @@ def test_batch_norm_loads_a_plain_dict():
         ("batch", norms.BatchNorm),
         ("group", nn.GroupNorm),
         ("layer", norms.MeanVarNorm),
-        ("feature", norms.FeatureNorm),
+        ("feature", norms.ScaleNorm),
         ("shift", norms.MeanShift),
         ("ln-g", norms.GroupedLayerNorm),
     ],

@@ -73,9 +73,9 @@ def test_by_domain_mixes_the_share_it_is_told():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"mix": 1.5}, "mix must be a number from 0 to 1, got 1.5"),
-        ({"mix": float("nan")}, "mix must be"),
-        ({"mix": "half"}, "mix must be"),
+        ({"mix": 1.5}, "mix must lie in \\[0, 1\\], got 1.5"),
+        ({"mix": float("nan")}, "mix must lie"),
+        ({"mix": "half"}, "mix must lie"),
         ({"clients_per_domain": 0}, "clients must be|clients_per_domain"),
         ({"clients_per_domain": 26}, "clients_per_domain=26, but domain 2 has only 25 samples"),
         ({"domains": [0, 0, 2, 2]}, "domain 1 has only 0 samples"),
@@ -380,10 +380,10 @@ def test_dirichlet_gives_up_and_says_why():
         P.dirichlet(LABELS, 50, 0.01, min_size=0)
 
 
-@pytest.mark.parametrize("beta", [0, -1.0, float("nan"), float("inf"), "0.1", None])
+@pytest.mark.parametrize("beta", [0, -1.0, float("nan"), float("inf"), "0.1", None, True])
 @pytest.mark.parametrize("equal_size", [False, True])
 def test_dirichlet_refuses_beta(beta, equal_size):
-    with pytest.raises(ValueError, match="beta must be a positive, finite number"):
+    with pytest.raises(ValueError, match="beta must be a positive finite number"):
         P.dirichlet(LABELS, 5, beta, equal_size=equal_size)
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -112,12 +113,15 @@ def test_a_missing_text_says_how_to_place_it(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=f"data set '{name}' cannot be had .* by hand, save https.*{file}"):
             data.load(name, root=tmp_path, download=False)
 
-    def no_network(*arguments):
+    def cut_short(url, root, filename, md5):
+        (Path(root) / filename).write_text("half a pl")
         raise URLError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
-    with pytest.raises(OSError, match="no network.*set FEDLIB_DATA"):
-        data.load("tiny_shakespeare", root=tmp_path)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", cut_short)
+    for name in ("tiny_shakespeare", "shakespeare_roles"):
+        with pytest.raises(OSError, match="no network.*set FEDLIB_DATA"):
+            data.load(name, root=tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # the next try would take half a file for it
 
 
 def test_tiny_shakespeare_from_its_file(tmp_path, monkeypatch):

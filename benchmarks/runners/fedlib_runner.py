@@ -1,4 +1,4 @@
-"""``fedlib.Simulation``. It draws cohorts and batches itself, from its seed; the others have a copy of that schedule."""
+"""``fedlib.Simulation``. It draws cohorts and batches itself, by its seed; the others have a copy of that schedule."""
 
 import torch
 from common import Turns, Work, main
