@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedlib import checks
 from fedlib.cohort import Layout, Local, Loss, Transformation, Travels
 from fedlib.data import random_views
 from fedlib.messages import Reports
@@ -277,7 +278,7 @@ def fedadam_eps(
 
     Raises ValueError unless lr and eps are positive, beta1 and beta2 in [0, 1) and eps_decay in (0, 1].
     """
-    _require(_POSITIVE, eps=eps)
+    checks.positive(eps=eps)
 
     def move(w: Tensor, update: Update) -> Tensor:
         beta1, beta2 = update["beta1"], update["beta2"]
@@ -408,7 +409,7 @@ def fednar(base: Algorithm, max_norm: float = 10.0, annealing: float = 1.0) -> A
         ValueError: a radius that is not positive, an annealing outside (0, 1], or a base that is wrapped already.
     """
     _check_base(base)
-    _require(_POSITIVE, max_norm=max_norm)
+    checks.positive(max_norm=max_norm)
     if base.step == (decay, clip):
         raise ValueError(
             f"base must not have its weight decay inside the clip already, got {base.name!r}: wrapping "
@@ -438,8 +439,7 @@ def fixbn(after: int) -> Algorithm:
 
     Scale and shift go on learning (Zhong et al. 2023, Section 4).
     """
-    if not isinstance(after, int) or after < 1:
-        raise ValueError(f"after must be a whole number of rounds, at least 1, got {after!r}")
+    checks.whole(after=after)
 
     def freeze(net: nn.Module, t: int) -> Travels:
         for layer in _batch_norms(net, "fixbn").values():
@@ -498,7 +498,7 @@ def simclr(tau: float = 0.5, smallest: float = 0.2, colour: float = 0.4) -> Algo
     ``colour`` say how different two views are: :func:`fedlib.data.random_views`.
     """
     _require(_FALLING, smallest=smallest)
-    _require(_FRACTION, colour=colour)
+    checks.fraction(colour=colour)
     # The views are drawn for all runs alike, so these two are no numbers that could differ between them.
     settings = {"tau": float(tau), "views": f"smallest {smallest:g}, colour {colour:g}"}
     view = partial(random_views, smallest=smallest, colour=colour)
@@ -553,10 +553,8 @@ def layerwise(
     new = _new_blocks(plan)
     depth = max(new[-1])
     droppable = [range(2, min(blocks)) for blocks in new] if len(plan) > 1 else [range(2, depth + 1)]
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-        raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    checks.whole(rounds=rounds)
+    checks.whole(0, seed=seed)
     if budget is not None:
         least = max(2, *(max(active) - len(older) for active, older in zip(plan, droppable, strict=True)))
         if not isinstance(budget, int) or not least <= budget <= depth:
@@ -571,7 +569,7 @@ def layerwise(
         over = 0 if budget is None else max(0, present - budget)
         dropped = np.random.default_rng([seed, t]).choice(droppable[s], over, replace=False) if over else ()
         body = _blocks(net, depth)
-        body.run_only([b for b in range(1, present + 1) if b not in dropped], grown=present, learning=plan[s])
+        body.run_only({*range(1, present + 1)} - {*dropped}, grown=present, learning=plan[s])
         at_home = base.travels(net, t).at_home if base.travels else frozenset()
         return Travels(at_home, absent=frozenset(f"body.{name}" for name in body.left_out()))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from fedlib.files import replacing
 
 
 def write(path: Path, identity: Mapping, state: Mapping) -> None:
@@ -15,13 +16,10 @@ def write(path: Path, identity: Mapping, state: Mapping) -> None:
 
     A file that cannot be written is a warning: training goes on.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"identity": dict(identity), "state": dict(state)}, part)
-        os.replace(part, path)
+        with replacing(path) as part:
+            torch.save({"identity": dict(identity), "state": dict(state)}, part)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        part.unlink(missing_ok=True)
         kept = "the one before it is kept" if path.exists() else "there is none yet"
         warnings.warn(
             f"could not write checkpoint {path} after round {state['t']}: {error}; {kept}, training goes on",

@@ -14,7 +14,7 @@ import loky
 import torch
 from tqdm import tqdm
 
-from fedlib import workers
+from fedlib import checks, workers
 
 
 def side_by_side(
@@ -48,8 +48,8 @@ def side_by_side(
     keys = list(keys)
     if len(set(keys)) < len(keys):
         raise ValueError(f"keys must differ from one another, got {keys!r}")
-    if processes is not None and (not isinstance(processes, int) or isinstance(processes, bool) or processes < 1):
-        raise ValueError(f"processes must be a whole number of at least 1, got {processes!r}")
+    if processes is not None:
+        checks.whole(processes=processes)
     # as many as there are cores, even for fewer keys: a pool of another size would begin its processes anew
     together = workers.cores() if processes is None else min(processes, len(keys))
     if min(together, len(keys)) <= 1 or torch.cuda.is_available():

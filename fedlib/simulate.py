@@ -7,7 +7,6 @@ rows of the same matrix: S runs of K clients are trained as S * K rows.
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import itertools
 import math
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fedlib import checkpoint as checkpoints
+from fedlib import checks
 from fedlib import workers as cpu
 from fedlib.algorithms import Algorithm, check_setting, clip, decay, fedavg
 from fedlib.client import Clients, Kept
@@ -132,7 +132,8 @@ def sweep(
     Raises:
         ValueError: for an argument that makes no sense, or a checkpoint that belongs to another configuration.
     """
-    _check_whole(rounds=rounds, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    given = {"rounds": rounds, "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
+    rounds, evaluate_every, checkpoint_every = _whole(**given)
     sim = Simulation(model, data, parts, algorithm, **options)
     every = evaluate_every or max(1, rounds // 20)
     sim.config |= {"rounds": rounds, "evaluate_every": every}
@@ -245,8 +246,9 @@ class Simulation:
         self.axes = _axes(algorithm, settings, lr=lr, weight_decay=weight_decay, clip=clip, seed=seed)
         self.settings = _combine(algorithm, self.axes)
         K = len(parts) if clients_per_round is None else clients_per_round
-        _check_whole(batch_size=batch_size, local_steps=local_steps, local_epochs=local_epochs, chunk=chunk, wave=wave,
-                     workers=workers)  # fmt: skip
+        given = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs, "chunk": chunk}
+        batch_size, local_steps, local_epochs, chunk = _whole(**given)
+        K, wave, workers = _whole(clients_per_round=K, wave=wave, workers=workers)
         if (local_steps is None) == (local_epochs is None):
             raise ValueError("give either local_steps or local_epochs, and not both")
         if not (math.isfinite(lr_decay) and 0 < lr_decay <= 1):
@@ -552,12 +554,10 @@ def _axes(algorithm: Algorithm, settings: Mapping[str, Sequence[float]] | None, 
         if name in ("lr", *axes, "seed"):
             raise ValueError(f"settings holds {name!r}, which is an argument of its own")
         if name not in algorithm.numbers:
-            close = difflib.get_close_matches(name, algorithm.numbers, n=1)
             there = ", ".join(sorted({*algorithm.numbers} - {"clip"}))
+            hint = checks.hint(name, algorithm.numbers)
             raise ValueError(
-                f"settings holds {name!r}, which is no number of {algorithm.name!r}; "
-                + (f"did you mean {close[0]!r}? " if close else "")
-                + f"it has {there}"
+                f"settings holds {name!r}, which is no number of {algorithm.name!r}; it has {there}.{hint}"
             )
     found = {}
     for name, values in {**axes, **(settings or {}), "seed": seed}.items():
@@ -599,10 +599,10 @@ def _check_number(name: str, value: object, own: bool) -> None:
         check_setting(name, float(value))
 
 
-def _check_whole(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+def _whole(**numbers: int | None) -> list:
+    """The numbers as Python's own, which a checkpoint can hold; refused where one is below 1."""
+    checks.whole(**{name: number for name, number in numbers.items() if number is not None})
+    return [None if number is None else int(number) for number in numbers.values()]
 
 
 def _check_words(data: Data, **given: object) -> None:
