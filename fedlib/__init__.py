@@ -5,12 +5,16 @@ Each module answers one question::
     data         what clients learn from          domains      images of several kinds
     texts        windows of characters            partition    who holds what
     norms        what happens inside a layer      models       what is trained
-    construct    weights without training
     cohort       many clients as one matrix       algorithms   how methods differ
     simulate     the rounds                       measure      what we look at
-    claims       what a paper promised            plots        how it looks
-    explore      how a reader plays               chapter      what every chapter does
-    tuning       every method at its best          parallel     trainings side by side
+    tuning       every method at its best         parallel     trainings side by side
+
+The book needs more, in ``fedlib.book``, which ``pip install "fedlib[book]"`` brings the packages for. It is loaded on
+first use, so that ``import fedlib`` stays light::
+
+    construct    weights without training         claims       what a paper promised
+    plots        how it looks                     explore      how a reader plays
+    chapter      what every chapter does
 
     >>> import fedlib as fl
     >>> data = fl.data.load("digits")
@@ -20,47 +24,44 @@ Each module answers one question::
     >>> run.history  # doctest: +SKIP
 """
 
-from fedlib import (
-    algorithms,
-    chapter,
-    claims,
-    cohort,
-    construct,
-    data,
-    domains,
-    measure,
-    models,
-    norms,
-    parallel,
-    partition,
-    plots,
-    texts,
-    tuning,
-)
-from fedlib.explore import explore, explore_runs
+from importlib import import_module
+
+from fedlib import algorithms, cohort, data, domains, measure, models, norms, parallel, partition, texts, tuning
 from fedlib.parallel import side_by_side
 from fedlib.simulate import Run, run, sweep
 
 __all__ = [
     "Run",
     "algorithms",
-    "chapter",
-    "claims",
     "cohort",
-    "construct",
     "data",
     "domains",
-    "explore",
-    "explore_runs",
     "measure",
     "models",
     "norms",
     "parallel",
     "partition",
-    "plots",
     "run",
     "side_by_side",
     "sweep",
     "texts",
     "tuning",
 ]
+
+_MODULES = {"chapter", "claims", "construct", "plots"}  # of fedlib.book
+_FUNCTIONS = {"explore", "explore_runs"}  # of fedlib.book.explore
+
+
+def __getattr__(name: str):
+    """Load a part of the book when it is first asked for."""
+    if name not in _MODULES | _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"fedlib.book.{'explore' if name in _FUNCTIONS else name}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f'fl.{name} is the book\'s and needs {error.name}: install "fedlib[book]"') from error
+    return getattr(module, name) if name in _FUNCTIONS else module
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _MODULES | _FUNCTIONS)

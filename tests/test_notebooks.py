@@ -1,9 +1,11 @@
 """What every notebook and the files around it must look like, without running anything."""
 
 import ast
+import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -63,7 +65,7 @@ def test_chapter_opens_with_title_setup_parameters_check(path):
     first = load(path)["cells"][0]
     assert first["cell_type"] == "markdown" and source(first).startswith(f"# {int(path.stem[:2])}. ")
     setup, defaults, check = code_cells(path)[:3]
-    assert "google.colab" in source(setup) and "%pip install -q" in source(setup)
+    assert "google.colab" in source(setup) and '%pip install -q "fedlib[book] @ git+' in source(setup)
     assert source(setup).rstrip().endswith("begin(globals())")
     assert {"hide-cell", "hide-input"} & set(tags(setup))
     assert tags(defaults) == ["parameters"]
@@ -106,8 +108,29 @@ def test_every_chapter_is_in_the_table_of_contents():
 
 
 def test_api_page_lists_every_module():
-    modules = {path.stem for path in (ROOT / "fedlib").glob("*.py")} - {"__init__"}
-    assert set(re.findall(r"automodule:: fedlib\.(\w+)", (BOOK / "api.md").read_text())) == modules
+    files = (ROOT / "fedlib").rglob("*.py")
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if path.stem != "__init__"}
+    assert set(re.findall(r"automodule:: ([\w.]+)", (BOOK / "api.md").read_text())) == modules
+
+
+def test_executed_notebooks_are_thrown_away_when_a_module_changes(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("fedbook", BOOK / "_ext" / "fedbook.py")
+    fedbook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fedbook)
+    monkeypatch.setattr(fedbook, "ROOT", tmp_path)
+    monkeypatch.setattr(fedbook, "BOOK", tmp_path / "book")
+    executed = tmp_path / "cache" / "executed"
+    config = SimpleNamespace(nb_execution_cache_path=str(executed.parent))
+    for module in ("fedlib/data.py", "fedlib/book/plots.py"):
+        (tmp_path / module).parent.mkdir(exist_ok=True)
+        (tmp_path / module).write_text("one = 1")
+        fedbook.drop_stale_notebooks(None, config)
+        executed.touch()
+        fedbook.drop_stale_notebooks(None, config)
+        assert executed.exists(), module
+        (tmp_path / module).write_text("one = 2")
+        fedbook.drop_stale_notebooks(None, config)
+        assert not executed.exists(), module
 
 
 @pytest.mark.parametrize("command", COMMANDS)
