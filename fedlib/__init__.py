@@ -59,7 +59,7 @@ def __getattr__(name: str):
     try:
         module = import_module(f"fedlib.book.{'explore' if name in _FUNCTIONS else name}")
     except ModuleNotFoundError as error:
-        raise ImportError(f'fl.{name} is the book\'s and needs {error.name}: install "fedlib[book]"') from error
+        raise ImportError(f'fl.{name} belongs to the book and needs {error.name}: install "fedlib[book]"') from error
     return getattr(module, name) if name in _FUNCTIONS else module
 
 

@@ -81,7 +81,7 @@ def _executor(processes: int) -> Executor:
     try:
         import loky  # here, because only the book's extra brings it
     except ImportError as error:
-        raise ImportError('trainings side by side need loky: install "fedlib[book]", or pass processes=1') from error
+        raise ImportError('processes side by side need loky: install "fedlib[book]", or pass processes=1') from error
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     # What torch keeps after a large training, loky would take for a leak: it would begin a new process.
     env = {**threads, "LOKY_MAX_MEMORY_LEAK_SIZE": "1e12"}
