@@ -1,11 +1,9 @@
 """What every notebook and the files around it must look like, without running anything."""
 
 import ast
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -111,26 +109,6 @@ def test_api_page_lists_every_module():
     files = (ROOT / "fedlib").rglob("*.py")
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if path.stem != "__init__"}
     assert set(re.findall(r"automodule:: ([\w.]+)", (BOOK / "api.md").read_text())) == modules
-
-
-def test_executed_notebooks_are_thrown_away_when_a_module_changes(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("fedbook", BOOK / "_ext" / "fedbook.py")
-    fedbook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fedbook)
-    monkeypatch.setattr(fedbook, "ROOT", tmp_path)
-    monkeypatch.setattr(fedbook, "BOOK", tmp_path / "book")
-    executed = tmp_path / "cache" / "executed"
-    config = SimpleNamespace(nb_execution_cache_path=str(executed.parent))
-    for module in ("fedlib/data.py", "fedlib/book/plots.py"):
-        (tmp_path / module).parent.mkdir(exist_ok=True)
-        (tmp_path / module).write_text("one = 1")
-        fedbook.drop_stale_notebooks(None, config)
-        executed.touch()
-        fedbook.drop_stale_notebooks(None, config)
-        assert executed.exists(), module
-        (tmp_path / module).write_text("one = 2")
-        fedbook.drop_stale_notebooks(None, config)
-        assert not executed.exists(), module
 
 
 @pytest.mark.parametrize("command", COMMANDS)

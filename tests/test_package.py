@@ -34,7 +34,8 @@ model = lambda: fl.models.slim_cnn(data.shape, 10, norm="layer", width=4, hidden
 run = fl.run(model, data, parts, rounds=1, lr=0.03, local_steps=1, batch_size=8, progress=False)
 found = {"rounds": list(run.history["round"]), "here": fl.side_by_side(abs, [-1], processes=1)[-1]}
 for statement in (
-    "fl.plots", "fl.chapter", "fl.explore", "fl.explore_runs", "from fedlib import plots", "fl.parallel._executor(2)"
+    "fl.plots", "fl.chapter", "fl.explore", "fl.explore_runs", "from fedlib import plots", "fl.parallel._executor(2)",
+    "fl.data.load('digit_domains')",
 ):
     try:
         exec(statement)
@@ -60,6 +61,7 @@ def test_importing_it_brings_no_package_of_the_book():
 def test_without_them_it_trains_and_the_book_says_what_to_install():
     found = python(ALONE)
     assert found.pop("rounds") == [1] and found.pop("here") == 1
+    assert found.pop("fl.data.load('digit_domains')").endswith("needs matplotlib's fonts: pip install matplotlib")
     assert found == {
         "fl.plots": 'fl.plots belongs to the book and needs matplotlib: install "fedlib[book]"',
         "fl.chapter": 'fl.chapter belongs to the book and needs IPython: install "fedlib[book]"',
