@@ -42,7 +42,7 @@ def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str
                 rf"https://colab\.research\.google\.com/github/{_REPO}/blob/[^\s\"\\)]+?/book/",
                 f"https://colab.research.google.com/github/{ours}/blob/{branch}/book/",
             ),
-            # installing fedlib alone
+            # installing fedlib, with the book's extra or without
             (rf"git\+https://github\.com/{_REPO}", f"git+https://github.com/{ours}"),
             # cloning, the badge of the workflow
             (rf"(git clone[^\n]*? )https://github\.com/{_REPO}", rf"\g<1>https://github.com/{ours}"),

@@ -2,15 +2,23 @@
 
 Each module answers one question::
 
-    data         what clients learn from          domains      images of several kinds
-    texts        windows of characters            partition    who holds what
-    norms        what happens inside a layer      models       what is trained
-    construct    weights without training
-    cohort       many clients as one matrix       algorithms   how methods differ
-    simulate     the rounds                       measure      what we look at
-    claims       what a paper promised            plots        how it looks
-    explore      how a reader plays               chapter      what every chapter does
-    tuning       every method at its best          parallel     trainings side by side
+    checks       what arguments must be           files        files that are whole or not there
+    workers      the cores of a CPU               data         what clients learn from
+    domains      images of several kinds          texts        windows of characters
+    partition    who holds what                   norms        what happens inside a layer
+    models       what is trained                  cohort       many clients as one matrix
+    messages     what travels                     algorithms   how methods differ
+    schedule     who trains in a round, on what   client       one side of a round
+    server       the other side                   checkpoint   a federation on disk
+    simulate     the rounds                       tuning       every method at its best
+    measure      what we look at                  parallel     trainings side by side
+
+The book needs more, in ``fedlib.book``, which ``pip install "fedlib[book]"`` brings the packages for. It is loaded on
+first use, so that ``import fedlib`` stays light::
+
+    construct    weights without training         claims       what a paper promised
+    plots        how it looks                     explore      how a reader plays
+    chapter      what every chapter does
 
     >>> import fedlib as fl
     >>> data = fl.data.load("digits")
@@ -20,24 +28,26 @@ Each module answers one question::
     >>> run.history  # doctest: +SKIP
 """
 
+from importlib import import_module
+
 from fedlib import (
     algorithms,
-    chapter,
-    claims,
+    client,
     cohort,
-    construct,
     data,
     domains,
     measure,
+    messages,
     models,
     norms,
     parallel,
     partition,
-    plots,
+    schedule,
+    server,
     texts,
     tuning,
+    workers,
 )
-from fedlib.explore import explore, explore_runs
 from fedlib.parallel import side_by_side
 from fedlib.simulate import Run, Simulation, run, sweep
 
@@ -45,23 +55,40 @@ __all__ = [
     "Run",
     "Simulation",
     "algorithms",
-    "chapter",
-    "claims",
+    "client",
     "cohort",
-    "construct",
     "data",
     "domains",
-    "explore",
-    "explore_runs",
     "measure",
+    "messages",
     "models",
     "norms",
     "parallel",
     "partition",
-    "plots",
     "run",
+    "schedule",
+    "server",
     "side_by_side",
     "sweep",
     "texts",
     "tuning",
+    "workers",
 ]
+
+_MODULES = {"chapter", "claims", "construct", "plots"}  # of fedlib.book
+_FUNCTIONS = {"explore", "explore_runs"}  # of fedlib.book.explore
+
+
+def __getattr__(name: str):
+    """Load a part of the book when it is first asked for."""
+    if name not in _MODULES | _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"fedlib.book.{'explore' if name in _FUNCTIONS else name}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f'fl.{name} belongs to the book and needs {error.name}: install "fedlib[book]"') from error
+    return getattr(module, name) if name in _FUNCTIONS else module
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _MODULES | _FUNCTIONS)

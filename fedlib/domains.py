@@ -130,7 +130,10 @@ def _texture(n: int, rng: np.random.Generator) -> np.ndarray:
 
 def _printed(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(N,) digits -> (N, 16, 16, 3): each in a random font, size, place, angle and pair of colours, dark on light."""
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("the data set 'digit_domains' needs matplotlib's fonts: pip install matplotlib") from error
     from PIL import Image, ImageDraw, ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = [
     "Memory",
@@ -284,6 +283,8 @@ def training_flops(net: nn.Module, objective: Callable, x: torch.Tensor) -> int:
     that are cheap beside them (norms, activations) do not count. Works on the meta device, too. Raises ValueError if
     nothing learns.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it brings triton, which takes half a second
+
     learning = _learning(net)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(objective(net, x, None, None), learning, allow_unused=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable
+from concurrent.futures import Executor
 from typing import Any
 
-import loky
 import torch
 from tqdm import tqdm
 
@@ -76,8 +76,12 @@ def warm_up() -> None:
             _executor(workers.cores()).submit(int)
 
 
-def _executor(processes: int) -> loky.ProcessPoolExecutor:
+def _executor(processes: int) -> Executor:
     """Loky's, because Python's own cannot send a lambda or a function of a notebook; kept for the next call."""
+    try:
+        import loky  # here, because only the book's extra brings it
+    except ImportError as error:
+        raise ImportError('processes side by side need loky: install "fedlib[book]", or pass processes=1') from error
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     # What torch keeps after a large training, loky would take for a leak: it would begin a new process.
     env = {**threads, "LOKY_MAX_MEMORY_LEAK_SIZE": "1e12"}

@@ -13,6 +13,7 @@ spec.loader.exec_module(address)
 REPEATED = """
 [badge](https://colab.research.google.com/github/old/book/blob/master/book/02_x.ipynb)
 pip install "git+https://github.com/old/book"
+pip install "fedlib[book] @ git+https://github.com/old/book"
 git clone https://github.com/old/book
 [pages](https://old.github.io/book/book/intro.html)
 the authors' code: https://github.com/huawei-noah/Federated-Learning

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from fedlib import algorithms, chapter, claims
+from fedlib import algorithms
+from fedlib.book import chapter, claims
 
 SPEC = {
     "preset": ("quick", "colab", "paper"),

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedlib import claims
-from fedlib.claims import Claim
+from fedlib.book import claims
+from fedlib.book.claims import Claim
 
 GOOD = dict(id="one-class", chapter="02_x", statement="LN helps.", paper="+32.2 points (Table 1)", measured=21.3)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedlib import construct
+from fedlib.book import construct
 from fedlib.norms import GroupedLayerNorm
 
 

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from fedlib import plots
-from fedlib.explore import explore, explore_runs
+from fedlib.book import plots
+from fedlib.book.explore import explore, explore_runs
 
 matplotlib.use("agg")
 all_at_once = pytest.mark.skipif(not hasattr(ipywidgets, "Stack"), reason="this ipywidgets draws when asked, see below")
@@ -81,7 +81,7 @@ def test_old_ipywidgets_draw_when_asked(monkeypatch):
 
 def test_it_shows_a_picture_where_there_are_no_widgets(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr("fedlib.book.explore.display", lambda bundle, raw: shown.append(bundle))
     explore(draw, alt="A line.", a=[1])._ipython_display_()
     assert set(shown[0]) == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedlib import plots
+from fedlib.book import plots
 
 matplotlib.use("agg")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from sphinx.util import logging
 
-from fedlib import claims
+from fedlib.book import claims
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -164,8 +164,8 @@ def drop_stale_notebooks(app, config):
     recorded = [path for path in sorted((BOOK / "results").glob("*.json")) if not path.match("*.quick.json")]
     recorded += sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     digest = hashlib.sha256()
-    for path in [*sorted((ROOT / "fedlib").glob("*.py")), *sorted((BOOK / "params").glob("*.yaml")), *recorded]:
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in [*sorted((ROOT / "fedlib").rglob("*.py")), *sorted((BOOK / "params").glob("*.yaml")), *recorded]:
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     config.fedbook_state = digest.hexdigest()
     cache = Path(config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache")
     stamp = cache / "fedbook_state"

@@ -15,6 +15,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ipywidgets as w
+import matplotlib.pyplot as plt
+from IPython.display import display
+from PIL import Image, features
+
+from fedlib.book import plots
+
 MAX_FRAMES = 30
 _DPI = 125  # 800 pixels for a figure of 6.4 inches: sharp on a phone, small enough to embed thirty times
 _COLOURS = 48  # a drawing has few; more are the shades of its edges
@@ -26,8 +33,6 @@ def encode(figure) -> tuple[str, bytes]:
     Returns:
         (mime type, bytes).
     """
-    from PIL import Image, features
-
     raw = io.BytesIO()
     figure.savefig(raw, format="png", dpi=_DPI, facecolor="white")
     image = Image.open(raw).convert("RGB")
@@ -80,12 +85,10 @@ def explore(
             label or an order of an unknown parameter or value, or an empty ``alt``.
         Exception: what ``draw`` raised, if it raised for every setting; for some settings the frame says so instead.
     """
-    import ipywidgets
-
     grid = {name: list(values) for name, values in grid.items()}
     labels, start = dict(labels or {}), dict(start or {})
     _check(grid, labels, start, ordered, alt, max_frames)
-    live = not hasattr(ipywidgets, "Stack") if live is None else live
+    live = not hasattr(w, "Stack") if live is None else live
     return Explorer(draw, alt, labels, start, ordered, photo, live, grid)
 
 
@@ -108,7 +111,7 @@ def explore_runs(
     Args:
         runs: setting, as a tuple with one value for each of ``names``, to its curves: label to a Run, to a DataFrame
             with columns ``x`` and ``y``, or to a list of either, one a seed. A label has the same colour in every
-            frame (:func:`fedlib.plots.line_style`). Settings that are missing show grey lines only.
+            frame (:func:`fedlib.book.plots.line_style`). Settings that are missing show grey lines only.
         names: the parameters, in the order of their controls.
         words: function of the setting: what the frame shows, for its title and its alt text.
         among: the parameter whose other values are shown in grey.
@@ -127,10 +130,6 @@ def explore_runs(
         ValueError: no runs, a setting with another number of values than ``names``, an unknown ``among``, and
             whatever :func:`explore` refuses.
     """
-    import matplotlib.pyplot as plt
-
-    from fedlib import plots
-
     if not runs:
         raise ValueError("runs must hold at least one setting, got none")
     wrong = next((key for key in runs if not isinstance(key, tuple) or len(key) != len(names)), None)
@@ -242,8 +241,6 @@ class Explorer:
         return self.frames[index]
 
     def _picture(self, index: int, setting: Mapping[str, Any]) -> str:
-        import matplotlib.pyplot as plt
-
         opened = set(plt.get_fignums())
         try:
             drawn = self.draw(**setting)
@@ -270,8 +267,6 @@ class Explorer:
     # ---- widgets
 
     def _controls(self) -> list:
-        import ipywidgets as w
-
         controls = []
         for name, values in self.grid.items():
             number = all(map(_number, values))
@@ -293,8 +288,6 @@ class Explorer:
 
     def _linked(self):
         """Stacks of frames, one level a parameter, each level's selected index linked to its control in the browser."""
-        import ipywidgets as w
-
         controls = self._controls()
         level = [w.HTML(frame) for frame in self.frames]
         for control, values in zip(reversed(controls), reversed(list(self.grid.values())), strict=True):
@@ -306,8 +299,6 @@ class Explorer:
 
     def _live(self):
         """One frame that a kernel exchanges; needs nothing newer than ipywidgets 7."""
-        import ipywidgets as w
-
         controls = self._controls()
         picture = w.HTML(self._frame(self.first))
         sizes = [len(values) for values in self.grid.values()]
@@ -324,8 +315,6 @@ class Explorer:
 
     @staticmethod
     def _box(controls, picture):
-        import ipywidgets as w
-
         box = w.VBox([w.VBox(controls), picture])
         box.add_class("explore")
         return box
@@ -333,8 +322,6 @@ class Explorer:
     # ---- display
 
     def _ipython_display_(self):
-        from IPython.display import display
-
         bundle = {
             "text/plain": f"Explorer of {', '.join(self.labels.values())}",
             "application/vnd.jupyter.widget-view+json": {

@@ -23,7 +23,7 @@ import yaml
 from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
-from fedlib.claims import MARKS, PRESETS, Claim, load_results, provenance, typeset
+from fedlib.book.claims import MARKS, PRESETS, Claim, load_results, provenance, typeset
 from fedlib.workers import cores
 
 _SNAPSHOT = "_fedlib_begin"
@@ -244,7 +244,7 @@ class Verdicts:
     claims: list[Claim] = field(default_factory=list)
 
     def judge(self, id: str, statement: str, paper: str, measured: str | float, verdict: str) -> None:
-        """Add a claim (see :class:`fedlib.claims.Claim`) and show it."""
+        """Add a claim (see :class:`fedlib.book.claims.Claim`) and show it."""
         self.claims.append(Claim(id, self.chapter, statement, paper, measured, verdict))
         here = typeset(measured) if isinstance(measured, str) else f"{measured:.4g}"
         kind = verdict.replace(" ", "-")
