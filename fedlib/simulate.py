@@ -248,7 +248,7 @@ class Simulation:
         K = len(parts) if clients_per_round is None else clients_per_round
         given = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs, "chunk": chunk}
         batch_size, local_steps, local_epochs, chunk = _whole(**given)
-        K, wave, workers = _whole(clients_per_round=K, wave=wave, workers=workers)
+        wave, workers = _whole(wave=wave, workers=workers)
         if (local_steps is None) == (local_epochs is None):
             raise ValueError("give either local_steps or local_epochs, and not both")
         if not (math.isfinite(lr_decay) and 0 < lr_decay <= 1):
@@ -318,7 +318,7 @@ class Simulation:
             "parts": _digest(parts),
             "test_parts": _digest(test_parts),
             "clients": len(parts),
-            "clients_per_round": K,
+            "clients_per_round": int(K),
             "batch_size": batch_size,
             "local_steps": local_steps,
             "local_epochs": local_epochs,
@@ -622,7 +622,8 @@ def _check_clients(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Ten
     """Refuse a partition that makes no sense, and a cohort that it cannot give."""
     if not len(parts):
         raise ValueError("parts must hold the images of at least one client, got none")
-    if not 1 <= K <= len(parts):
+    checks.whole(clients_per_round=K)
+    if K > len(parts):
         raise ValueError(f"clients_per_round must lie between 1 and the number of clients, {len(parts)}; got {K}")
     for name, split, images in (("parts", parts, data.x_train), ("test_parts", test_parts, data.x_test)):
         _check_parts(name, split, len(images))

@@ -59,6 +59,8 @@ def weights(run: fl.Run, client: int | None = None) -> torch.Tensor:
 
 # --- bad input ---
 
+PROX = {"algorithm": fl.algorithms.fedprox()}
+
 
 @pytest.mark.parametrize(
     "wrong, message",
@@ -81,9 +83,14 @@ def weights(run: fl.Run, client: int | None = None) -> torch.Tensor:
         ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
         ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
         ({"wave": 0}, "wave must be a whole number of at least 1, got 0"),
-        ({"mu": [0.1]}, "mu is the weight of a proximal term, which 'FedAvg' does not have"),
-        ({"mu": []}, "lr, weight_decay, clip, mu and seed must each hold at least one value"),
-        ({"algorithm": fl.algorithms.fedprox(), "mu": [-1.0]}, "mu must be finite and not negative, .* got -1"),
+        ({"settings": {"mu": [0.1]}}, "settings holds 'mu', which is no number of 'FedAvg'; it has annealing."),
+        ({"settings": {"annealing": []}}, "annealing must hold at least one value"),
+        ({"settings": {"annealing": [1.5]}}, re.escape("annealing must lie in (0, 1], got 1.5")),
+        ({"settings": {"clip": [1.5]}}, "settings holds 'clip', which is an argument of its own"),
+        (PROX | {"settings": {"mu": [-1]}}, "mu must be finite and not negative, got -1"),
+        (PROX | {"settings": {"mu": 0.1}}, "mu must be a list of the values to combine, got 0.1; fl.run takes one"),
+        (PROX | {"settings": {"Mu": [0.1]}}, "which is no number of 'FedProx'; it has annealing, mu. Did you mean 'mu'"),
+        ({"algorithm": fl.algorithms.fixbn(2), "settings": {"after": [3]}}, "'after', which is no number of 'FixBN'"),
         ({"workers": -2}, "workers must be a whole number of at least 1, got -2"),
         ({"evaluate_every": 0}, "evaluate_every"),
         ({"local_epochs": 1}, "either local_steps or local_epochs"),
