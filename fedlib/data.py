@@ -31,11 +31,12 @@ DOMAIN_KEYS = ("domain_train", "domain_test")
 class Data:
     """One data set. Build it with `load`, `from_arrays` or `texts.from_texts`, which check their input.
 
-    x_train, x_test: uint8 (N, C, H, W), channels-last in memory; of a text (N, L), numbers of characters.
-    y_train, y_test: int64 (N,), values 0..num_classes-1. The classes of a text are its characters.
-    mean, std: per channel, of the training images scaled to [0, 1]; std is 1 for a constant channel. () for a text.
-    domains: where examples of several kinds come from, such as the speaker of a text; () for one kind. domain_train,
-    domain_test: int64 (N,), the domain of each example; see `partition.by_domain`.
+    Attributes:
+        x_train, x_test: uint8 (N, C, H, W), channels-last in memory; of a text (N, L), numbers of characters.
+        y_train, y_test: int64 (N,), values 0..num_classes-1. The classes of a text are its characters.
+        mean, std: per channel, of the training images scaled to [0, 1]; std is 1 for a constant channel. () for a text.
+        domains: where examples of several kinds come from, such as the speaker of a text; () for one kind.
+        domain_train, domain_test: int64 (N,), the domain of each example; see `partition.by_domain`.
     """
 
     name: str
@@ -103,11 +104,18 @@ def from_arrays(
 ) -> Data:
     """Check arrays and make a `Data` of them.
 
-    x_*: uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 (read as (N, H, W, C) where both fit).
-    y_*: integers (N,). classes: one name a class; by default the numbers 0..largest training label.
-    domains, with domain_*: names of the domains, and integers (N,) that say which one each image comes from.
-    Raises ValueError naming the array and what it holds: wrong dtype, wrong shape, NaN, labels out of range, images and
-    labels of different number, training and test images of different shape, a domain without images.
+    Args:
+        name: of the data set.
+        x_train, x_test: uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 (read as (N, H, W, C) where both
+            fit).
+        y_train, y_test: integers (N,).
+        classes: one name a class; by default the numbers 0..largest training label.
+        domains: names of the domains.
+        domain_train, domain_test: integers (N,), which of them each image comes from.
+
+    Raises:
+        ValueError: wrong dtype, wrong shape, NaN, labels out of range, images and labels of different number, training
+            and test images of different shape, a domain without images. It names the array and what it holds.
     """
     x = {"x_train": _checked_images(name, "x_train", x_train), "x_test": _checked_images(name, "x_test", x_test)}
     y = {
@@ -226,7 +234,8 @@ def _moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def some(data: Data, images: int | None = None, test_images: int | None = None, seed: int = 0) -> Data:
     """A data set with a random part of its training and of its test images; None keeps all of them, in their order.
 
-    Raises ValueError for a number that is not between 1 and what there is.
+    Raises:
+        ValueError: a number that is not between 1 and what there is.
     """
     changed = {}
     for split, number in (("train", images), ("test", test_images)):
@@ -250,9 +259,16 @@ def prepare(
 ) -> torch.Tensor:
     """(x / 255 - mean) / std per channel, as `dtype`. Without mean and std: x / 255, in [0, 1].
 
-    x_uint8: uint8 (..., C, H, W), any device; the memory format stays. mean, std: one float a channel.
     A text (N, L) needs no more than integers of the size that an embedding takes: it comes back as int64.
-    Raises TypeError if x is not uint8 (scaled twice is a silent mistake), ValueError for a wrong mean or std.
+
+    Args:
+        x_uint8: uint8 (..., C, H, W), any device; the memory format stays.
+        mean, std: one float a channel.
+        dtype: of the result.
+
+    Raises:
+        TypeError: x is not uint8 (scaled twice is a silent mistake).
+        ValueError: a wrong mean or std.
     """
     if x_uint8.dtype != torch.uint8:
         raise TypeError(f"x_uint8 must be uint8 (prepare scales to [0, 1] itself), got {x_uint8.dtype}")
@@ -284,12 +300,21 @@ def _scale_and_offset(
 def augment(x: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor, padding: int = 4) -> torch.Tensor:
     """Random crop and mirror, each image its own: zero-pad by `padding`, crop at `shift`, mirror where `flip`.
 
-    x: (..., B, C, H, W), float or uint8. shift: int64 (..., B, 2), row and column of the crop in the padded image,
-    each in [0, 2 * padding]; (padding, padding) leaves the image in place. flip: bool (..., B), left-right after the
-    crop. Returns a tensor like x, channels-last if x is. The caller draws shift and flip, so this is a pure function:
-    no loop over images, and no wait for the device (fit for CUDA graphs). For that reason the values of shift are
-    checked on a CPU only.
-    Raises ValueError for shapes, dtypes or values other than these.
+    The caller draws shift and flip, so this is a pure function: no loop over images, and no wait for the device (fit
+    for CUDA graphs). For that reason the values of shift are checked on a CPU only.
+
+    Args:
+        x: (..., B, C, H, W), float or uint8.
+        shift: int64 (..., B, 2), row and column of the crop in the padded image, each in [0, 2 * padding]; (padding,
+            padding) leaves the image in place.
+        flip: bool (..., B), left-right after the crop.
+        padding: pixels.
+
+    Returns:
+        A tensor like x, channels-last if x is.
+
+    Raises:
+        ValueError: shapes, dtypes or values other than these.
     """
     _check_augment(x, shift, flip, padding)
     height, width = x.shape[-2:]
@@ -309,14 +334,20 @@ def augment(x: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor, padding: i
 def distort(x: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
     """Another view of each image, as contrastive learning wants them: a box of it at full size, colours changed.
 
-    x: float (..., B, C, H, W). view: (..., B, 7), for each image the centre (row, column) and the size (height, width)
-    of the box, in a frame that runs from -1 to 1 (sizes: shares of the image), then brightness b, contrast c and
-    saturation s; (0, 0, 1, 1, 0, 1, 1) changes nothing. Colours:
+    Colours, with grey the mean over the channels of a pixel and mean that over the image:
 
         x <- grey + s (x - grey),  x <- mean + c (x - mean) + b
 
-    with grey the mean over the channels of a pixel and mean that over the image. Pure, as `augment` is.
-    Raises ValueError for other shapes.
+    Pure, as `augment` is.
+
+    Args:
+        x: float (..., B, C, H, W).
+        view: (..., B, 7), for each image the centre (row, column) and the size (height, width) of the box, in a frame
+            that runs from -1 to 1 (sizes: shares of the image), then brightness b, contrast c and saturation s;
+            (0, 0, 1, 1, 0, 1, 1) changes nothing.
+
+    Raises:
+        ValueError: other shapes.
     """
     batch = tuple(x.shape[:-3])
     if x.ndim < 4 or not x.is_floating_point() or tuple(view.shape) != (*batch, 7):
@@ -340,7 +371,7 @@ def distort(x: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
 def random_views(
     rng: np.random.Generator, shape: Sequence[int], smallest: float = 0.2, colour: float = 0.4
 ) -> np.ndarray:
-    """float32 ``(*shape, 7)``, what `distort` takes, drawn as SimCLR does (arXiv 2002.05709, appendix A).
+    """float32 (*shape, 7), what `distort` takes, drawn as SimCLR does (arXiv 2002.05709, appendix A).
 
     The box holds a share of the image's area between `smallest` and 1, its sides in a ratio between 3/4 and 4/3 (closer
     to 1 where it would not fit), and lies inside the image. Brightness within colour/2 of 0, contrast and saturation
@@ -380,7 +411,7 @@ LOADERS: dict[str, Callable[..., Data]] = {}  # name -> function (root, download
 
 
 def register(name: str) -> Callable:
-    """Decorator: make a function ``(root: Path, download: bool, **options) -> Data`` known to `load` as `name`."""
+    """Decorator: make a function `(root: Path, download: bool, **options) -> Data` known to `load` as `name`."""
 
     def add(loader):
         LOADERS[name] = loader
@@ -397,14 +428,23 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
 def load(name: str | os.PathLike, root: str | os.PathLike | None = None, download: bool = True, **options) -> Data:
     """Load a data set by name, or any `.npz` file by its path.
 
-    name: one of `fedlib.data.LOADERS` (digits, mnist, fashion_mnist, usps, svhn, cifar10, cifar100; with several
-    domains digit_domains, digits_five, office_caltech_10, pacs, domainnet; the texts shakespeare_excerpt,
-    tiny_shakespeare, shakespeare_roles), or the path of an `.npz` file with x_train, y_train, x_test, y_test as
-    `from_arrays` takes them (option: `classes`, their names).
-    root: where data sets live, by default $FEDLIB_DATA or ~/.cache/fedlib. A file <root>/<name>.npz is used as it is;
-    else the originals are looked for below root, fetched if download is true, decoded once and kept as that file.
-    Raises ValueError for an unknown name or a damaged file, FileNotFoundError for what is missing with download=False,
-    OSError for a failed download, TypeError for an option the data set does not take.
+    A file <root>/<name>.npz is used as it is; else the originals are looked for below root, fetched if download is
+    true, decoded once and kept as that file.
+
+    Args:
+        name: one of `fedlib.data.LOADERS` (digits, mnist, fashion_mnist, usps, svhn, cifar10, cifar100; with several
+            domains digit_domains, digits_five, office_caltech_10, pacs, domainnet; the texts shakespeare_excerpt,
+            tiny_shakespeare, shakespeare_roles), or the path of an `.npz` file with x_train, y_train, x_test, y_test as
+            `from_arrays` takes them (option: `classes`, their names).
+        root: where data sets live, by default $FEDLIB_DATA or ~/.cache/fedlib.
+        download: fetch what is not there.
+        options: of that data set.
+
+    Raises:
+        ValueError: an unknown name, or a damaged file.
+        FileNotFoundError: something is missing, with download=False.
+        OSError: a failed download.
+        TypeError: an option that the data set does not take.
     """
     name = str(name)
     if name.endswith(".npz"):
@@ -432,7 +472,9 @@ def _call(loader: Callable[..., Data], name: str, options: dict) -> Data:
 def read_npz(path: str | os.PathLike, *, classes: Sequence[str] | None = None) -> Data:
     """Read and check an `.npz` file with x_train, y_train, x_test, y_test; see `from_arrays`.
 
-    Pickled arrays are refused. Raises FileNotFoundError, or ValueError naming the file and the key at fault.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, pickled or lacks an array; the file and the key at fault are named.
     """
     path = Path(path)
     arrays = read_archive(path, KEYS)

@@ -212,8 +212,12 @@ def _digits_five(
     and USPS torchvision is asked otherwise, and FedBN's numbers are kept: 7,438 images for training and 1,860 for
     testing, classes in proportion. A domain that is to be had in neither way is named in a warning and left out.
 
-    train: images for training of each domain; FedBN uses 743. Raises FileNotFoundError if fewer than two domains are
-    there, ValueError for a domain that is none of the five.
+    Args:
+        train: images for training of each domain; FedBN uses 743. (Others as in `load`.)
+
+    Raises:
+        FileNotFoundError: fewer than two domains are there.
+        ValueError: a domain that is none of the five.
     """
     unknown = set(domains) - set(DIGITS_FIVE)
     if unknown or not domains:

@@ -92,7 +92,10 @@ def singular_values(features: torch.Tensor, normalise: bool = True) -> torch.Ten
     """sigma_1 >= sigma_2 >= ... of the feature matrix (N, d), not centred: (min(N, d),) float64.
 
     `normalise` divides by sigma_1, as in figure 3, right: collapsed features have a steep spectrum. Features that
-    are all zero give zeros. Raises ValueError unless `features` is a finite matrix.
+    are all zero give zeros.
+
+    Raises:
+        ValueError: `features` is not a finite matrix.
     """
     if features.dim() != 2 or not features.isfinite().all():
         raise ValueError(
@@ -107,7 +110,7 @@ def effective_rank(features: torch.Tensor) -> float:
     """How many directions the features (N, d) really use: exp(-sum_i p_i log p_i), p_i = sigma_i / sum_j sigma_j.
 
     Between 1 (all on one line) and min(N, d) (all singular values equal); 0 for features that are all zero.
-    Source: Roy and Vetterli, The effective rank, EUSIPCO 2007, definition 1. Raises as `singular_values`.
+    Source: Roy and Vetterli, The effective rank, EUSIPCO 2007, definition 1. Refuses what `singular_values` does.
     """
     values = singular_values(features)
     total = values.sum()
@@ -127,11 +130,15 @@ def lssr(x: torch.Tensor, y: torch.Tensor) -> float:
     features below it. Computed as sigma_min^2 of the within-class deviations of the whitened points: with the singular
     value decomposition X = U S V', the whitened points are U.
 
-    x (m, d) float, y (m,) int64. Raises ValueError for other shapes or dtypes, for points that are not finite, and for
-    points that are all equal.
-
     Source: arXiv 2406.01255 (the infimum, for two classes); Fisher's discriminant (the closed form):
     1 / (1 + lambda_max(S_W^-1 S_B)).
+
+    Args:
+        x: (m, d) float, the points.
+        y: (m,) int64, their classes.
+
+    Raises:
+        ValueError: other shapes or dtypes, points that are not finite, or points that are all equal.
     """
     x, _ = _scatter(x, y)
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
@@ -170,8 +177,11 @@ def ln_nonlinearity(x: torch.Tensor, groups: int = 1) -> float:
 
         H = sum_k 3 (c - 2) / (c sigma_k^4),  c = d / g
 
-    sigma_k is the population standard deviation of group k. Groups of two have H = 0: they are signs. Raises ValueError
-    for groups that do not divide d or are constant. Source: arXiv 2406.01255 has the measure; derived in chapter 6.
+    sigma_k is the population standard deviation of group k. Groups of two have H = 0: they are signs. Source: arXiv
+    2406.01255 has the measure; derived in chapter 6.
+
+    Raises:
+        ValueError: groups that do not divide d or are constant.
     """
     if x.dim() != 1 or groups < 1 or len(x) % groups or len(x) // groups < 2:
         raise ValueError(
@@ -188,7 +198,10 @@ def nonlinearity_ratio(d: int, groups: int) -> float:
     """H(LN-G) / H(LN) when all g groups have the same variance and mean: g (1 - 2g/d) d / (d - 2).
 
     At any other x the ratio is at least this. Largest at g = d/4, groups of four, where it is at least d/8; 0 at
-    g = d/2. Raises ValueError unless d >= 3 and g divides d. Source: arXiv 2406.01255 for g <= d/3 and g = d/4.
+    g = d/2. Source: arXiv 2406.01255 for g <= d/3 and g = d/4.
+
+    Raises:
+        ValueError: d < 3, or g does not divide d.
     """
     if d < 3 or groups < 1 or d % groups:
         raise ValueError(f"groups must divide d, and d be 3 or more; got groups={groups}, d={d}.")
@@ -220,7 +233,10 @@ def training_memory(net: nn.Module, objective: Callable, x: torch.Tensor, absent
     to its release (what an operation needs only while it runs is not seen). `saved` comes from autograd's hooks for
     saved tensors, each storage counted once and parameters left out. Parameters that do not learn are those with
     `requires_grad` False; those named in `absent` are not there at all. The module is left as it was, with no
-    gradients. Raises ValueError if nothing learns.
+    gradients.
+
+    Raises:
+        ValueError: nothing learns.
     """
     present, learning = [p for name, p in net.named_parameters() if name not in absent], _learning(net, absent)
     own = {p.untyped_storage()._cdata for p in net.parameters()} | {x.untyped_storage()._cdata}
@@ -280,8 +296,10 @@ def training_flops(net: nn.Module, objective: Callable, x: torch.Tensor) -> int:
     """Floating-point operations of one training step of `objective(net, x, None, None)`, as torch counts them.
 
     Matrix products and convolutions, forward and backward, a multiplication and an addition as two operations; layers
-    that are cheap beside them (norms, activations) do not count. Works on the meta device, too. Raises ValueError if
-    nothing learns.
+    that are cheap beside them (norms, activations) do not count. Works on the meta device, too.
+
+    Raises:
+        ValueError: nothing learns.
     """
     from torch.utils.flop_counter import FlopCounterMode  # here, because it brings triton, which takes half a second
 

@@ -187,7 +187,10 @@ def mlp(shape: Shape, classes: int, norm: str = "none", hidden: Sequence[int] = 
     """Multi-layer perceptron on the flattened image; `style` takes the options of `Style`.
 
     The network of the propositions of arXiv 2308.09565, section 4: W n(rho(A_L ... n(rho(A_1 x)))). With
-    `hidden=()` it is logistic regression. Raises ValueError for a norm without a hidden layer.
+    `hidden=()` it is logistic regression.
+
+    Raises:
+        ValueError: a norm without a hidden layer.
     """
     if norm != "none" and not hidden:
         raise ValueError(f"hidden must name at least one layer for norm={norm!r}; got an empty one.")
@@ -580,7 +583,9 @@ def char_transformer(
     `shape` is (L,), the length of a window; `classes` the number of different characters. No causal mask: only the last
     position predicts. 1,220,432 parameters for windows of 80 of 80 characters. With dropout, runs on several threads
     do not repeat; take 0 where they must.
-    Raises ValueError for sizes below 1, heads that do not divide `width`, dropout outside [0, 1), fewer than 2 classes.
+
+    Raises:
+        ValueError: sizes below 1, heads that do not divide `width`, dropout outside [0, 1), or fewer than 2 classes.
     """
     if len(shape) != 1 or shape[0] < 1:
         raise ValueError(f"shape must be (length of a window,), 1 or more; got {tuple(shape)}.")
@@ -765,7 +770,7 @@ def vit_encoder(
     The head is LayerNorm - Linear - GELU - Linear to `out` numbers. It is thrown away after training: what is kept are
     the body's features, which have no last norm so that those of block s are the same whatever stands above it. The
     defaults are ViT-Ti/16 (arXiv 2010.11929; Touvron et al. 2021, arXiv 2012.12877): 12 blocks of 444,864 parameters.
-    Sides of the image must be multiples of `patch`, and `width` one of `heads`; ValueError otherwise.
+    Sides of the image must be multiples of `patch`, and `width` one of `heads`.
     """
     _check_shape(shape, out)
     checks.whole(hidden=hidden)
@@ -806,8 +811,13 @@ def plain_twin(model: Classifier) -> Classifier:
 
     Exact for MLPs only. In a CNN the mean runs over all positions of an image, and subtracting it is no convolution.
 
-    Returns a new Classifier; `model` is left as it was. Raises ValueError for a layer that the proposition excludes.
     Source: arXiv 2308.09565, proposition 3 and appendix B.
+
+    Returns:
+        A new Classifier; `model` is left as it was.
+
+    Raises:
+        ValueError: a layer that the proposition excludes.
     """
     twin = copy.deepcopy(model)
     kept, shift_input, previous, first = OrderedDict(), False, None, True
@@ -874,7 +884,10 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 def build(name: str, shape: Shape, classes: int, **options) -> Classifier:
     """The model called `name` (a key of `MODELS`) for examples of `shape` (`Data.shape`) and `classes` classes.
 
-    `options` go to its function. Raises ValueError for an unknown name or option.
+    `options` go to its function.
+
+    Raises:
+        ValueError: an unknown name or option.
     """
     checks.choice("name", name, MODELS)
     return MODELS[name](shape, classes, **options)

@@ -118,9 +118,10 @@ class GroupedLayerNorm(nn.Module):
         affine: learn gamma and beta.
         eps: added to the variance; 0 is exact and gives NaN for a constant group.
 
-    Raises ValueError for groups that do not divide the features, for groups of one feature, whose output is the
-    constant 0, and for a negative eps. Warns of groups of two: their output is (1, -1) or (-1, 1), a sign, through
-    which no gradient comes.
+    Raises:
+        ValueError: groups that do not divide the features, groups of one feature, whose output is the constant 0, or a
+            negative eps. (Groups of two give a warning: their output is (1, -1) or (-1, 1), a sign, through which no
+            gradient comes.)
 
     Source: arXiv 2406.01255, the LN-G of its title's question; per position as in `Musicath/Parallel-LN`, by its first
     author.
@@ -318,10 +319,17 @@ def adaptive_clip(
 
         G_i <- G_i * clipping * max(||W_i||, eps) / ||G_i||   where   ||G_i|| / max(||W_i||, eps) > clipping
 
-    G, W: (R, P), gradients and weights of R clients; units: int64 (U,), the number of consecutive columns of each unit
-    (`cohort.Layout.units`: an output channel of a weight, or a whole bias); returns (R, P).
-
     Source: Brock et al. 2021 (arXiv 2102.06171), eq. 3; eps as there. FedWon uses clipping 0.1.
+
+    Args:
+        G, W: (R, P), gradients and weights of R clients.
+        units: int64 (U,), the number of consecutive columns of each unit (`cohort.Layout.units`: an output channel of a
+            weight, or a whole bias).
+        clipping: the longest gradient, in lengths of the unit.
+        eps: the least length of a unit.
+
+    Returns:
+        (R, P), the gradients.
     """
     allowed = clipping * unit_norms(W, units).clamp(min=eps)
     factor = (allowed / unit_norms(G, units).clamp(min=1e-6)).clamp(max=1)
@@ -352,8 +360,9 @@ def norm_layer(
     LN-G takes each position of an image by itself. `spatial` says whether the input is (B, C, H, W) or (B, C). `size`,
     channels in a group, takes the place of `groups` where it is given. `eps` goes to every kind that has one.
 
-    Raises ValueError for an unknown kind, for `groups` or a `size` that do not divide `channels`, and as
-    GroupedLayerNorm does.
+    Raises:
+        ValueError: an unknown kind, `groups` or a `size` that do not divide `channels`, or what `GroupedLayerNorm`
+            refuses.
     """
     checks.choice("norm", kind, KINDS)
     if kind == "batch":

@@ -18,8 +18,13 @@ LARGEST_BETA = 1e12  # beyond it shares are equal to rounding anyway, and gamma 
 def iid(labels, clients: int, seed: int = 0) -> list[torch.Tensor]:
     """Deal all samples at random; client sizes differ by at most one.
 
-    labels: 1-D integer tensor or array (only its length matters here).
-    Raises ValueError for labels that are not that, for clients < 1 and for more clients than samples.
+    Args:
+        labels: 1-D integer tensor or array (only its length matters here).
+        clients: how many.
+        seed: of the deal.
+
+    Raises:
+        ValueError: labels that are not that, clients < 1, or more clients than samples.
     """
     labels, clients = _checked(labels, clients)
     return _finish(np.array_split(_rng(seed).permutation(len(labels)), clients))
@@ -30,7 +35,9 @@ def shards(labels, clients: int, shards_per_client: int = 2, seed: int = 0) -> l
 
     McMahan et al. 2017 (arXiv 1602.05629), section 3. All samples are used: shard sizes differ by at most one. A shard
     may span two classes, so a client may hold more than shards_per_client classes.
-    Raises ValueError for more shards than samples.
+
+    Raises:
+        ValueError: more shards than samples.
     """
     labels, clients = _checked(labels, clients)
     checks.whole(shards_per_client=shards_per_client)
@@ -50,7 +57,9 @@ def n_class(labels, clients: int, n: int, seed: int = 0) -> list[torch.Tensor]:
     may clash and ask to be run again, this does not). Chunk sizes within a class differ by at most one. If C does not
     divide clients * n, randomly chosen classes are cut into one chunk more than the others. All samples are used,
     unless clients * n < C: then only clients * n classes, chosen at random, are held by anyone.
-    Raises ValueError for n < 1, n above the number of classes present, and a class with fewer samples than chunks.
+
+    Raises:
+        ValueError: n < 1, n above the number of classes present, or a class with fewer samples than chunks.
     """
     labels, clients = _checked(labels, clients)
     classes, sizes = np.unique(labels, return_counts=True)
@@ -113,8 +122,9 @@ def dirichlet(
     random order. When a class runs out, priors are restricted to the others; a client whose prior has nothing left
     takes what there is. The remainder of samples / clients is held by nobody.
 
-    Raises ValueError if beta is not positive and finite, for min_size < 1 or more than the samples allow, and when
-    MAX_TRIES draws never reach min_size.
+    Raises:
+        ValueError: a beta that is not positive and finite, a min_size below 1 or above what the samples allow, or
+            MAX_TRIES draws that never reach it.
     """
     labels, clients = _checked(labels, clients)
     checks.positive(beta=beta)
@@ -185,12 +195,19 @@ def _draw(weights: np.ndarray, left: np.ndarray, turns: np.ndarray, rng: np.rand
 def by_domain(domains, clients_per_domain: int = 1, mix: float = 0.0, seed: int = 0) -> list[torch.Tensor]:
     """Domain skew: clients hold images of one domain each, clients_per_domain of them for every domain.
 
-    domains: 1-D integer tensor or array, each sample's domain (`Data.domain_train`, `Data.domain_test`). Client k
-    holds samples of domain k // clients_per_domain; sizes within a domain differ by at most one. With mix > 0 that
-    share of every client's samples, chosen at random, is put together and dealt to all: mix = 1 is iid, with the sizes
-    that mix = 0 gives. All samples are used.
-    Raises ValueError without domains, for a mix outside [0, 1], a domain number without samples, or one with fewer
-    samples than clients.
+    Client k holds samples of domain k // clients_per_domain; sizes within a domain differ by at most one. All samples
+    are used.
+
+    Args:
+        domains: 1-D integer tensor or array, each sample's domain (`Data.domain_train`, `Data.domain_test`).
+        clients_per_domain: how many clients share a domain.
+        mix: this share of every client's samples, chosen at random, is put together and dealt to all: 1 is iid, with
+            the sizes that 0 gives.
+        seed: of all that is drawn.
+
+    Raises:
+        ValueError: no domains, a mix outside [0, 1], a domain number without samples, or one with fewer samples than
+            clients.
     """
     if domains is None:
         raise ValueError("domains must number the domain of each sample; this data set has one domain only")
@@ -221,8 +238,17 @@ def like(parts: Sequence, labels, test_labels, seed: int = 0) -> list[torch.Tens
     Client k gets n_c * m_kc / sum_k m_kc of the n_c test samples of class c, where m_kc counts its training samples;
     fractions are rounded by largest remainder, ties at random. Each test sample of a class that some client holds is
     used exactly once; classes that nobody holds are left out.
-    parts: index tensors into labels. Returns index tensors into test_labels.
-    Raises ValueError for bad parts, and if a client would get no test sample.
+
+    Args:
+        parts: index tensors into labels.
+        labels, test_labels: 1-D integer tensors or arrays.
+        seed: of the ties.
+
+    Returns:
+        Index tensors into test_labels.
+
+    Raises:
+        ValueError: bad parts, or a client that would get no test sample.
     """
     labels, test_labels = _checked_labels("labels", labels), _checked_labels("test_labels", test_labels)
     num_classes = int(max(labels.max(initial=0), test_labels.max(initial=0))) + 1
@@ -241,7 +267,8 @@ def like(parts: Sequence, labels, test_labels, seed: int = 0) -> list[torch.Tens
 def counts(parts: Sequence, labels, num_classes: int) -> torch.Tensor:
     """How many samples of each class each client holds: int64 (clients, num_classes).
 
-    Raises ValueError for parts that are not 1-D integer indices into labels, or labels not below num_classes.
+    Raises:
+        ValueError: parts that are not 1-D integer indices into labels, or labels not below num_classes.
     """
     labels = _checked_labels("labels", labels)
     checks.whole(num_classes=num_classes)

@@ -41,11 +41,18 @@ def from_texts(
 ) -> Data:
     """Texts as next-character prediction: x is a window of `length` characters, y the character after it.
 
-    texts: speaker -> what they say. The first 80 % of each text are for training, the rest for the test, so that no
-    character is in both. stride: characters between the starts of two windows. train, test: windows kept of each
-    speaker, the first ones; all of them when left out. vocabulary: the characters in order of their numbers; by default
-    all that occur, sorted.
-    Raises ValueError naming the speaker whose text is too short for that or has a character outside the vocabulary.
+    The first 80 % of each text are for training, the rest for the test, so that no character is in both.
+
+    Args:
+        name: of the data set.
+        texts: speaker -> what they say.
+        length: characters of a window.
+        stride: characters between the starts of two windows.
+        train, test: windows kept of each speaker, the first ones; all of them when left out.
+        vocabulary: the characters in order of their numbers; by default all that occur, sorted.
+
+    Raises:
+        ValueError: a text that is too short for that or has a character outside the vocabulary; it names the speaker.
     """
     checks.whole(length=length, stride=stride)
     checks.whole(**{key: count for key, count in (("train", train), ("test", test)) if count is not None})
