@@ -11,7 +11,7 @@ import pytest
 
 from fedlib import data
 
-MINUTES = {"notebook", "site", "colab", "slow"}  # markers of what a quick check leaves out
+LONG = {"notebook", "site", "colab", "heavy", "slow"}  # markers of what a quick check leaves out
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses among the marked
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
             reason = f"{cell.path.name}: executed by the build at {time:%Y-%m-%d %H:%M} UTC, on what is here now"
             cell.add_marker(pytest.mark.skip(reason=reason))
     for item in items:
-        if not MINUTES & {mark.name for mark in item.iter_markers()}:
+        if not LONG & {mark.name for mark in item.iter_markers()}:
             item.add_marker("quick")
     # files that take minutes come first, so that none of them is left alone on one core at the end
     items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.name != "test_colab.py")
