@@ -24,8 +24,9 @@ first use, so that ``import fedlib`` stays light::
     >>> data = fl.data.load("digits")
     >>> parts = fl.partition.n_class(data.y_train, clients=10, n=1)
     >>> run = fl.run(lambda: fl.models.slim_cnn(data.shape, 10, norm="layer"), data, parts, fl.algorithms.fedavg(),
-    ...              rounds=20, lr=0.03, local_steps=10)
-    >>> run.history  # doctest: +SKIP
+    ...              rounds=10, lr=0.03, local_steps=10)
+    >>> run.accuracy > 0.3
+    True
 """
 
 from importlib import import_module

@@ -4,13 +4,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Files run side by side: one thread for each operation, set before torch is imported, in notebooks' kernels too.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
+
+import executed
 import pytest
 
 from fedlib import data
 
+LONG = {"notebook", "site", "colab", "heavy", "slow"}  # markers of what a quick check leaves out
 
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses among the marked
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take minutes, so that none of them is left alone on one core at the end."""
+    """Mark cells of notebooks and what is quick, skip what the build has executed, begin with what takes minutes."""
+    cells = [item for item in items if item.path.suffix == ".ipynb"]
+    when = functools.cache(executed.when) if cells and executed.holds(executed.CACHE) else lambda *_: None
+    for cell in cells:
+        cell.add_marker("notebook")
+        if time := when(cell.path, executed.CACHE):
+            reason = f"{cell.path.name}: executed by the build at {time:%Y-%m-%d %H:%M} UTC, on what is here now"
+            cell.add_marker(pytest.mark.skip(reason=reason))
+    for item in items:
+        if not LONG & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("quick")
+    # files that take minutes come first, so that none of them is left alone on one core at the end
     items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.name != "test_colab.py")
 
 

@@ -97,6 +97,7 @@ def test_other_work_is_an_error(peers, monkeypatch):
         peers.agreement({"tiny": TINY}, None, [*who, peers.Contestant("fedlab", peers.AS_WRITTEN)])
 
 
+@pytest.mark.heavy
 def test_runners_take_turns_and_the_missing_are_named(peers):
     who = [
         peers.Contestant("plain", peers.AS_WRITTEN, {"threads": 1}),

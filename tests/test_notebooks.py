@@ -13,6 +13,7 @@ BOOK = ROOT / "book"
 CHAPTERS = sorted(BOOK.glob("[0-9][0-9]_*.ipynb"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 COMMANDS = [
+    "pip install -r requirements.txt && ruff check . && ruff format --check . && pyright",
     "pip install -r requirements.txt && jupyter-book build . -W -n --keep-going",
     "pip install -r requirements.txt && pytest",
 ]

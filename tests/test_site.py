@@ -30,7 +30,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BRO
 # sphinx-thebe is loaded on every page and declares its variable twice; nothing uses it.
 HARMLESS = re.compile(r"THEBE_JS_URL")
 
-pytestmark = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built (see README.md)")
+built = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built (see README.md)")
+pytestmark = [pytest.mark.site, built]
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; set $CHROMIUM to its path")
 
 

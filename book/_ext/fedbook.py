@@ -4,12 +4,11 @@
 - shows explorers with a script of our own, and copies MathJax, at the version in package.json, into the site, so that
   it works without a network; without npm MathJax comes from its CDN, and the build says so;
 - mends markup of the tools below it that a screen reader stumbles over;
-- throws away executed notebooks when the code they ran on has changed, which the notebook cache does not see.
+- throws away executed notebooks when what they ran on has changed, which their cache does not see (``executed.py``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
@@ -21,6 +20,7 @@ from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 
+import executed
 from sphinx.util import logging
 
 from fedlib.book import claims
@@ -160,17 +160,11 @@ def mend_markup(app, pagename, templatename, context, doctree):
 
 
 def drop_stale_notebooks(app, config):
-    """Key executed notebooks on fedlib and on the recorded runs and benchmarks that pages read."""
-    recorded = [path for path in sorted((BOOK / "results").glob("*.json")) if not path.match("*.quick.json")]
-    recorded += sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    digest = hashlib.sha256()
-    for path in [*sorted((ROOT / "fedlib").rglob("*.py")), *sorted((BOOK / "params").glob("*.yaml")), *recorded]:
-        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    config.fedbook_state = digest.hexdigest()
+    """Key executed notebooks on what they were executed on, of which jupyter-cache knows nothing."""
+    now = executed.state()
+    config.fedbook_state = json.dumps(now)
     cache = Path(config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache")
-    stamp = cache / "fedbook_state"
-    if cache.exists() and (not stamp.exists() or stamp.read_text() != config.fedbook_state):
-        log.info("fedbook: the code has changed, notebooks are executed again")
+    if cache.exists() and not executed.holds(cache):
+        log.info("fedbook: code, recorded runs or installed packages have changed, notebooks are executed again")
         shutil.rmtree(cache)
-    cache.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(config.fedbook_state)
+    executed.write_stamp(cache, now)
