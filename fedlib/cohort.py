@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
@@ -62,8 +62,9 @@ class Layout:
     def read(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """A module's parameters and buffers as new rows of shape (P,) and (Q,)."""
         parameters, buffers = _tensors(module, self)
-        flat = [torch.cat([t.detach().reshape(-1) for t in ts]) if ts else None for ts in (parameters, buffers)]
-        return flat[0], parameters[0].new_zeros(0).detach() if flat[1] is None else flat[1]
+        none = parameters[0].detach().new_zeros(0)
+        flat = [torch.cat([none, *(t.detach().reshape(-1) for t in ts)]) for ts in (parameters, buffers)]
+        return flat[0], flat[1]
 
     def bind(self, module: nn.Module, row: Tensor, buffers: Tensor) -> list[nn.Parameter]:
         """Make the module live in the row: its tensors become views of it. Returns its parameters."""
@@ -90,7 +91,7 @@ class Layout:
         mask = torch.cat([torch.full((p.numel(),), not p.requires_grad) for p in module.parameters()])
         return mask if mask.any() else None
 
-    def columns(self, names: set[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    def columns(self, names: Collection[str], device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Column numbers, in a parameter row and in a buffer row, of the tensors with the given names."""
         result = []
         for shapes in (self.parameters, self.buffers):
@@ -298,7 +299,7 @@ def _mode(net: nn.Module) -> tuple[Hashable, ...]:
     return (
         tuple(m.training for m in modules),
         tuple(p.requires_grad for p in net.parameters()),
-        tuple(m.stage() for m in modules if hasattr(m, "stage")),
+        tuple(stage() for m in modules if callable(stage := getattr(m, "stage", None))),
     )
 
 
@@ -361,7 +362,7 @@ class Trainer:
         # One module a worker: binding a module to a row changes the module, so threads must not share one.
         self.losses = [_LocalLoss(copy.deepcopy(net).train(), loss) for _ in range(self.workers.count)]
         self.streams = [torch.cuda.Stream() for _ in range(STREAMS)] if images.is_cuda else []
-        self.graphs = Graphs()
+        self.capture, self.graphs = True, Graphs()  # without capture a GPU runs every operation as it comes
         self.key: Hashable = None
         self.frozen: Tensor | None = None
         self.enter(Stages(net, None, images.device)(0))
@@ -380,10 +381,12 @@ class Trainer:
         Returns:
             (R,) the mean training loss of each row over its local steps.
         """
+        given = (W, buffers, batches, local)
         if W.is_cuda:
-            losses = self.graphs(self._train_on_streams, W, buffers, batches, local)
+            train = self._train_on_streams
+            losses = self.graphs(train, *given) if self.capture else train(*given)
         else:
-            losses = self._train_on_threads(W, buffers, batches, local)
+            losses = self._train_on_threads(*given)
         return losses / local.steps[:, 0].clamp(min=1)
 
     def _jobs(self, R: int) -> tuple[Callable, list[slice]]:
@@ -464,7 +467,7 @@ class Trainer:
             return x.long(), self.labels[index]
         if self.channels_last:
             x = x.movedim(-1, -3)
-        if batches.shift is not None:
+        if batches.shift is not None and batches.flip is not None:
             x = augment(x, batches.shift[rows, t, :size], batches.flip[rows, t, :size], self.padding)
         x = prepare(x, self.mean, self.std, dtype=self.dtype)
         if batches.view is not None:
@@ -506,7 +509,7 @@ class Trainer:
     ) -> None:
         r, row, local = rows.start, W[rows], local.take(rows)
         parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
-        learning = [p for p in parameters if p.requires_grad]
+        learning: list[Tensor] = [p for p in parameters if p.requires_grad]
         lr = None if W.is_cuda else local["lr"].item()  # a number is faster, but would wait for the GPU
         told, total = {name: value[0] for name, value in local.told.items()}, 0.0
         for x, y in self._client_batches(batches, r):
@@ -591,7 +594,10 @@ class Graphs:
     """
 
     def __init__(self, before: Graphs | None = None):
-        self.graph, self.key, self.last, self.inputs, self.losses = None, None, None, [], None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[Tensor] = []
+        self.losses = torch.zeros(0)
+        self.key, self.last = None, None
         self.possible, self.captures = True, 0 if before is None else before.captures
 
     def __call__(
@@ -600,12 +606,12 @@ class Graphs:
         tensors = [W, buffers, *_leaves(batches), *_leaves(local)]
         key = (str(batches.size), *[t.shape for t in tensors])
         again, self.last = key == self.last, key
-        if key != self.key:
+        if key != self.key or self.graph is None:
             if not again or not self.possible:
                 return train(W, buffers, batches, local)
             self.graph = self.key = None  # its inputs make room for the new one's, and it must not be replayed on them
             try:
-                self._capture(train, tensors, batches, local)
+                self.graph = self._capture(train, tensors, batches, local)
             except RuntimeError as error:
                 self.possible = False
                 warnings.warn(f"local training runs without a CUDA graph, which is slower: {error}", stacklevel=2)
@@ -618,15 +624,17 @@ class Graphs:
         buffers.copy_(self.inputs[1])
         return self.losses
 
-    def _capture(self, train: Callable[..., Tensor], tensors: list[Tensor], batches: Batches, local: Local) -> None:
+    def _capture(
+        self, train: Callable[..., Tensor], tensors: list[Tensor], batches: Batches, local: Local
+    ) -> torch.cuda.CUDAGraph:
         self.inputs = [t.clone() for t in tensors]
         rest = iter(self.inputs[2:])
         static = (self.inputs[0], self.inputs[1], _with_leaves(batches, rest), _with_leaves(local, rest))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.losses = train(*static)
-        self.graph = graph
         self.captures += 1
+        return graph
 
 
 def _with_zeros(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -133,7 +133,7 @@ class Totals:
         up: Up,
         w: Tensor,
         examples: Tensor,
-        everybody: float,
+        everybody: Tensor | float,
         collect: Callable[[Reports], dict[str, Tensor]],
         workers: Workers | None = None,
     ) -> Totals:

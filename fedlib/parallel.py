@@ -98,4 +98,8 @@ def _in_process(function: Callable[[Any], Any], key: Hashable) -> tuple[Any, lis
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = function(key)
-    return result, [w.message for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))]
+    return result, [
+        w.message
+        for w in caught
+        if isinstance(w.message, Warning) and not issubclass(w.category, (DeprecationWarning, FutureWarning))
+    ]

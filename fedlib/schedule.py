@@ -69,7 +69,7 @@ class Schedule:
             local_batches(
                 rng, self.parts[k], self.batch_size, local_steps=self.local_steps, local_epochs=self.local_epochs
             )
-            for k in clients
+            for k in clients.tolist()
         ]
 
     def _draw_augmentation(

@@ -137,7 +137,7 @@ def sweep(
     sim = Simulation(model, data, parts, algorithm, **options)
     every = evaluate_every or max(1, rounds // 20)
     sim.config |= {"rounds": rounds, "evaluate_every": every}
-    file = checkpoint and Path(checkpoint)
+    file = None if checkpoint is None else Path(checkpoint)
     if file and file.exists():
         sim.load(file)
         sim.keep_lines(lambda t: t % every == 0 or t == rounds)  # the last round of a shorter run is no line here
@@ -388,9 +388,9 @@ class Simulation:
         if fine.any():
             if not fine.all():
                 runs, examples, up = runs[fine], examples[fine], up.take(fine)
-            everybody = self.clients.sizes.sum()
             collect = self.algorithm.server.collect
-            totals.add(Totals.of(up, down.w[runs], examples, everybody, collect, self.workers), runs)
+            more = Totals.of(up, down.w[runs], examples, self.clients.sizes.sum(), collect, self.workers)
+            totals.add(more, runs)
         return kept
 
     def _lone(self, clients: Tensor, batches) -> ValueError:

@@ -89,7 +89,7 @@ PROX = {"algorithm": fl.algorithms.fedprox()}
         ({"settings": {"clip": [1.5]}}, "settings holds 'clip', which is an argument of its own"),
         (PROX | {"settings": {"mu": [-1]}}, "mu must be finite and not negative, got -1"),
         (PROX | {"settings": {"mu": 0.1}}, "mu must be a list of the values to combine, got 0.1; fl.run takes one"),
-        (PROX | {"settings": {"Mu": [0.1]}}, "which is no number of 'FedProx'; it has annealing, mu. Did you mean 'mu'"),
+        (PROX | {"settings": {"Mu": [0.1]}}, "no number of 'FedProx'; it has annealing, mu. Did you mean 'mu'"),
         ({"algorithm": fl.algorithms.fixbn(2), "settings": {"after": [3]}}, "'after', which is no number of 'FixBN'"),
         ({"workers": -2}, "workers must be a whole number of at least 1, got -2"),
         ({"evaluate_every": 0}, "evaluate_every"),
