@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,12 +58,12 @@ class Update:
 # --- objectives: what does a client minimise? ---
 
 
-def cross_entropy(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+def cross_entropy(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Any]) -> Tensor:
     """Mean softmax cross-entropy of one client's batch."""
     return F.cross_entropy(net(x), y)
 
 
-def nt_xent(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+def nt_xent(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Any]) -> Tensor:
     """The loss of SimCLR (Chen et al. 2020, Eq. 1), of a batch in which every image stands twice in a row.
 
     With z the outputs of the 2B views at length 1 and s_ij = z_i'z_j / tau, view i must find its partner j among all
@@ -177,7 +178,7 @@ class Algorithm:
         """The settings that can differ between the runs of a sweep."""
         return {"annealing": 1.0} | {name: v for name, v in self.settings.items() if isinstance(v, float)}
 
-    def loss(self, net: nn.Module, x: Tensor, y: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
+    def loss(self, net: nn.Module, x: Tensor, y: Any = None, counts: Any = None) -> Tensor:
         """What a client that holds ``counts`` (C,) images of each class minimises on one batch."""
         return self.objective.loss(net, x, y, {"counts": counts, **self.numbers})
 
@@ -331,7 +332,7 @@ def fedlc(tau: float = 1.0) -> Algorithm:
     gradient 0: it cannot learn at all.
     """
 
-    def calibrated(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    def calibrated(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Any]) -> Tensor:
         return F.cross_entropy(net(x) - told["tau"] * told["counts"] ** -0.25, y)
 
     return Algorithm("FedLC", {"tau": float(tau)}, Objective(calibrated))
@@ -340,7 +341,7 @@ def fedlc(tau: float = 1.0) -> Algorithm:
 def fedrs(alpha: float = 0.5) -> Algorithm:
     """Restricted softmax: the logits of classes that the client does not hold are scaled by alpha (Li & Zhan 2021)."""
 
-    def restricted(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    def restricted(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Any]) -> Tensor:
         absent = (told["counts"] == 0).to(told["counts"].dtype)
         return F.cross_entropy(net(x) * (1 - (1 - told["alpha"]) * absent), y)
 
@@ -353,7 +354,7 @@ def feddecorr(weight: float = 0.1) -> Algorithm:
     Shi et al. 2023, Eq. 6. Needs a network with ``body`` and ``head``.
     """
 
-    def decorrelated(net: nn.Module, x: Tensor, y: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    def decorrelated(net: Any, x: Tensor, y: Tensor, told: Mapping[str, Any]) -> Tensor:
         z = net.body(x)
         centred = z - z.mean(dim=0)
         normed = centred / (centred.square().mean(dim=0) + 1e-8).sqrt()
@@ -364,7 +365,9 @@ def feddecorr(weight: float = 0.1) -> Algorithm:
 
 
 def _batch_norms(net: nn.Module, method: str) -> dict[str, nn.Module]:
-    layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    layers: dict[str, nn.Module] = {
+        name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    }
     if not layers:
         raise ValueError(
             f"{method}() treats batch-norm layers apart, but this network has none; build it with norm='batch'"
@@ -469,6 +472,7 @@ def fedwon(agc: float | None = None, standardised: nn.Module | None = None) -> A
     if agc is not None:
 
         def clip_units(G: Tensor, W: Tensor, local: Local) -> Tensor:
+            assert local.units is not None  # the engine always says what a unit is
             return adaptive_clip(G, W, local.units, local["agc"])
 
         method = replace(method, settings={"agc": float(agc)}, correct=(clip_units,))
@@ -596,9 +600,9 @@ def _new_blocks(plan: Sequence[Sequence[int]]) -> list[list[int]]:
     return new
 
 
-def _blocks(net: nn.Module, depth: int) -> nn.Module:
+def _blocks(net: nn.Module, depth: int) -> Any:
     """The body of a network whose blocks can be left out: it has ``blocks``, ``run_only`` and ``left_out``."""
-    body = getattr(net, "body", None)
+    body: Any = getattr(net, "body", None)
     there = len(body.blocks) if hasattr(body, "run_only") else "no"
     if there != depth:
         raise ValueError(

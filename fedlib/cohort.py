@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ STREAMS = 10  # of a GPU that clients are spread over
 TOGETHER = 512  # images of one client that are made ready at a time
 OF_ALL_METHODS = ("weight_decay", "clip", "annealing")  # numbers that any method can be run with
 
-Loss = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+Loss = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Any]], Tensor]
 Transformation = Callable[[Tensor, Tensor, "Local"], Tensor]
 
 

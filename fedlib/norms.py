@@ -313,7 +313,7 @@ def unit_norms(rows: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
 
 
 def adaptive_clip(
-    G: torch.Tensor, W: torch.Tensor, units: torch.Tensor, clipping: float, eps: float = 1e-3
+    G: torch.Tensor, W: torch.Tensor, units: torch.Tensor, clipping: float | torch.Tensor, eps: float = 1e-3
 ) -> torch.Tensor:
     """Adaptive gradient clipping (AGC): shorten the gradient of each unit to `clipping` times the unit's length.
 
