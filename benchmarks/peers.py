@@ -1,6 +1,7 @@
 """fedlib, a plain PyTorch loop and other simulators on the same federated work, in turns.
 
     python benchmarks/peers.py [WORKLOAD ...] [--python python3.12] [--repeats 9] [--out benchmarks/results]
+    python benchmarks/peers.py --short --here      fedlib beside the plain loop, in three minutes; nothing is installed
 
 Workloads: the names in WORKLOADS, "agreement" and "growth"; when left out all, on a CPU without the two networks that
 are for a GPU. Each writes OUT/WORKLOAD.json, from which the book's page is made.
@@ -92,11 +93,11 @@ PEERS = (
 )
 
 
-def contestants(layouts: tuple[str, ...], bf16: bool, device: str) -> list[Contestant]:
+def contestants(layouts: tuple[str, ...], bf16: bool, device: str, peers: bool) -> list[Contestant]:
     """All lines of a table; the peers' settings are those for two cores, so a GPU has none of them."""
     ours = [Contestant("fedlib", layout) for layout in layouts[::-1]]
     ours += [Contestant("fedlib", CHANNELS_LAST, {"precision": "bf16"})] if bf16 else []
-    others = (("plain", {"threads": 2}), *(PEERS if device == "cpu" else ()))
+    others = (("plain", {"threads": 2}), *(PEERS if peers and device == "cpu" else ()))
     return ours + [Contestant(runner, layout, options) for layout in layouts for runner, options in others]
 
 
@@ -176,6 +177,7 @@ WORKLOADS = {
     },
 }
 FOR_A_GPU = ("resnet18_gn", "transformer")
+SHORT = ("one_class", "small_cnn")
 SWEEP = {"lr": [0.01, 0.03, 0.1, 0.3, 1.0], "seed": [0, 1, 2]}
 
 
@@ -447,7 +449,9 @@ def agreement(
             for layout, path in works.items():
                 prepare(path, workload, name=name, rounds=2, layout=layout, precision="float64", device=device)
             reference, differences = None, {}
-            plain_first = sorted(who or contestants(layouts, False, device), key=lambda c: c.runner != "plain")
+            plain_first = sorted(
+                who or contestants(layouts, False, device, python is not None), key=lambda c: c.runner != "plain"
+            )
             for contestant in plain_first:
                 if "threads" in contestant.options:  # their number changes nothing here but the time it takes
                     contestant = replace(contestant, options={**contestant.options, "threads": 1})
@@ -482,7 +486,7 @@ def race(
         works = {layout: folder / f"{layout}.npz" for layout in layouts}
         for layout, path in works.items():
             prepare(path, workload, name=name, rounds=rounds, layout=layout, device=device)
-        who = who or contestants(layouts, CHANNELS_LAST in layouts, device)
+        who = who or contestants(layouts, CHANNELS_LAST in layouts, device, python is not None)
         runners = launch(who, works, python, folder, left_out)
         for runner in runners:  # warm up
             runner.rounds(per_turn)
@@ -617,31 +621,48 @@ def main() -> None:
     every = [*WORKLOADS, "agreement", "growth"]
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(every))
     parser.add_argument("--python", default=sys.executable, help="makes the environments; BlazeFL needs 3.12")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--here", action="store_true", help="in this interpreter: fedlib and the plain loop only")
+    parser.add_argument("--repeats", type=int, help="turns of each; 9, or 3 with --short")
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help=f"3 short turns, the plain loop on one thread, and only {', '.join(SHORT)} unless others are named",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument(
+        "--out", type=Path, help="benchmarks/results; with --short or --here nothing is written without it"
+    )
     given = parser.parse_args()
     unknown = set(given.workloads) - set(every)
     if unknown:
         parser.error(f"WORKLOAD must be one of {', '.join(every)}, got {', '.join(sorted(unknown))}")
-    if given.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {given.repeats}")
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.workloads or [w for w in every if given.device == "cuda" or w not in FOR_A_GPU]:
+    repeats = (3 if given.short else 9) if given.repeats is None else given.repeats
+    if repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {repeats}")
+    python = None if given.here else given.python
+    out = given.out or (None if given.short or given.here else HERE / "results")
+    usual = SHORT if given.short else [w for w in every if given.device == "cuda" or w not in FOR_A_GPU]
+    for name in given.workloads or usual:
         before = provenance()
         if name == "agreement":
             few = {**WORKLOADS["small_cnn"], "images": 50, "clients_per_round": 4}
-            result = agreement(
-                {"small_cnn": few, "one_class": WORKLOADS["one_class"]}, given.python, device=given.device
-            )
+            result = agreement({"small_cnn": few, "one_class": WORKLOADS["one_class"]}, python, device=given.device)
         elif name == "growth":
-            result = growth(given.python, given.device)
+            result = growth(python, given.device)
         else:
-            result = race(name, WORKLOADS[name], given.python, given.repeats, given.device)
+            workload, who = WORKLOADS[name], None
+            if given.short:  # two threads that wait for each other take ten times as long beside other work
+                workload = {**workload, "rounds_per_turn": max(1, workload.get("rounds_per_turn", 1) // 4)}
+                who = contestants(layouts_of(workload), False, given.device, not given.here)
+                who = [replace(c, options={"threads": 1}) if c.runner == "plain" else c for c in who]
+            result = race(name, workload, python, repeats, given.device, who)
             print(WORKLOADS[name]["title"])
             report(result)
             sys.stdout.flush()
-        path = given.out / f"{name}{'' if given.device == 'cpu' else '.' + given.device}.json"
+        if out is None:
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{name}{'' if given.device == 'cpu' else '.' + given.device}.json"
         path.write_text(json.dumps({**before, "device": given.device, **result}, indent=1) + "\n")
 
 
