@@ -234,6 +234,38 @@ def scaffold(weighted: bool = False) -> Algorithm:
     )
 
 
+def feddyn(penalty: float = 0.01) -> Algorithm:
+    """Dynamic regularisation (Acar et al. 2021, Algorithm 1): - <h_k, w_k> + alpha/2 ||w_k - w||^2 joins the loss.
+
+    alpha is ``penalty`` here. Client k keeps h_k <- h_k - alpha (w_k - w), the server h = (1/N) sum_k h_k over all N
+    clients, and w <- sum_k p_k w_k - h / alpha. The paper has the plain mean of the cohort in place of the sample
+    weights p_k; h is unweighted, as there, and so a point where nothing moves is one of the unweighted mean of the
+    clients' losses. alpha cancels in h / alpha: a small one is not FedAvg.
+    """
+
+    def dynamic(G: Tensor, W: Tensor, local: Local) -> Tensor:
+        return G - local.client_rows["h_k"] + local["penalty"] * (W - local.w)
+
+    def remember(W: Tensor, local: Local) -> Tensor:
+        return local.client_rows["h_k"] - local["penalty"] * (W - local.w)
+
+    def collect(reports: Reports) -> dict[str, Tensor]:
+        return {"moved": reports.deltas.sum(dim=1)}
+
+    def move(w: Tensor, update: Update) -> Tensor:
+        update.memory["h"] -= update["penalty"] * update.sums["moved"] / update.clients
+        return w + update.delta - update.memory["h"] / update["penalty"]
+
+    # Two names, so that nothing travels beside w: the server works h out from the changes that it gets anyway.
+    return Algorithm(
+        "FedDyn",
+        {"penalty": float(penalty)},
+        correct=(dynamic,),
+        keeps={"h_k": remember},
+        server=ServerOpt(move, {"h": 0.0}, collect),
+    )
+
+
 def fedavgm(lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
     """The server keeps momentum of the pseudo-gradient (Hsu et al. 2019, Section 4.3)."""
 
@@ -629,7 +661,7 @@ _BELOW_ONE: Rule = (lambda v: 0 <= v < 1, "lie in [0, 1)")  # at 1 a mean would 
 _FALLING: Rule = (lambda v: 0 < v <= 1, "lie in (0, 1]")
 ACCEPTED: dict[str, Rule] = {
     "mu": _NOT_NEGATIVE, "eps": _NOT_NEGATIVE, "v0": _NOT_NEGATIVE,
-    "tau": _POSITIVE, "server_lr": _POSITIVE, "agc": _POSITIVE, "weight": _POSITIVE,
+    "tau": _POSITIVE, "server_lr": _POSITIVE, "agc": _POSITIVE, "weight": _POSITIVE, "penalty": _POSITIVE,
     "alpha": _FRACTION, "momentum": _FRACTION, "beta1": _BELOW_ONE, "beta2": _BELOW_ONE,
     "annealing": _FALLING, "eps_decay": _FALLING, "clip": _RADIUS,
 }  # fmt: skip

@@ -108,6 +108,8 @@ class Clients:
         kept, sent = Kept(), {}
         for name, remember in self.algorithm.keeps.items():
             new = remember(W, local)
+            if new.untyped_storage().data_ptr() == W.untyped_storage().data_ptr():
+                new = new.clone()  # W turns into changes below
             kept.rows.append((self.memory[name], runs, clients, new.view(S, K, -1)))
             if name in self.algorithm.shared:
                 sent[name] = (new - local.client_rows[name]).view(S, K, -1)

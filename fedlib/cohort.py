@@ -172,11 +172,15 @@ class Local:
 
     def __getitem__(self, name: str) -> Tensor:
         """(R, 1), a number of each row."""
+        if name not in self.numbers:
+            raise KeyError(
+                f"no number {name!r} here; there are {', '.join(self.numbers)} (a float in Algorithm.settings)"
+            )
         return self.numbers[name]
 
     @cached_property
     def w(self) -> Tensor:
-        """(R, P), the global vector that each row started from."""
+        """(R, P), the global vector that each row started from (in columns that stay at home, it started elsewhere)."""
         return self._of_run(self.global_rows)
 
     @cached_property

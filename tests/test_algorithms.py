@@ -200,6 +200,7 @@ def test_fednar_refuses(make, error, message):
     [
         lambda: algorithms.fedprox(mu=-1),
         lambda: algorithms.fedprox(mu=math.nan),
+        lambda: algorithms.feddyn(penalty=0),
         lambda: algorithms.fedlc(tau=0),
         lambda: algorithms.fedrs(alpha=1.5),
         lambda: algorithms.feddecorr(weight=-0.1),

@@ -111,6 +111,7 @@ def plain_loop(
     server = copy.deepcopy(start).double()
     x = data.x_train.double() / 255
     c, c_k = torch.zeros_like(vector(server)), [torch.zeros_like(vector(server)) for _ in parts]
+    h, h_k = torch.zeros_like(c), [torch.zeros_like(c) for _ in parts]
     m, v = torch.zeros_like(c), torch.full_like(c, 1e-6 if method == "fedyogi" else 0.0)
     for t in range(ROUNDS):
         rng, rate = np.random.default_rng([SEED, t]), lr * lr_decay**t
@@ -134,6 +135,8 @@ def plain_loop(
                         p.grad += mu * (p - q).detach()
                     if method == "scaffold":
                         p.grad += (c - c_k[k])[offset : offset + p.numel()].view_as(p)
+                    if method == "feddyn":
+                        p.grad += mu * (p - q).detach() - h_k[k][offset : offset + p.numel()].view_as(p)
                     offset += p.numel()
                 if clip is not None:
                     nn.utils.clip_grad_norm_(client.parameters(), clip)
@@ -148,11 +151,15 @@ def plain_loop(
             new = c_k[k] - c - moved / (len(batches) * rate)
             dc += (new - c_k[k]) / N
             c_k[k] = new
+            h_k[k] = h_k[k] - mu * moved
+            h = h - mu * moved / N
         c = c + dc
         if weighted:
             c = sum(len(part) / sum(SIZES) * own for part, own in zip(parts, c_k, strict=True))
         if method == "fedexp":
             delta = delta * max(1.0, 0.5 * spread / delta.square().sum())
+        if method == "feddyn":
+            delta = delta - h / mu
         if method == "fedavgm":
             delta = m = delta + 0.9 * m
         if method == "fedadam_eps":
@@ -199,6 +206,7 @@ NAR_BACKBONES = {
     "fedavg": {},
     "fedprox": {"mu": 0.3},
     "scaffold": {"weighted": True},
+    "feddyn": {"penalty": 0.3},
     "fedexp": {"eps": 0.0},
     "fedavgm": {},
     "fedadam_eps": {"eps_decay": 0.9},

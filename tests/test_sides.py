@@ -11,7 +11,7 @@ from torch import nn
 import fedlib as fl
 from fedlib import algorithms as A
 from fedlib.client import Clients
-from fedlib.cohort import Batches, Layout, Stages, Trainer
+from fedlib.cohort import Batches, Layout, Local, Stages, Trainer
 from fedlib.data import Data, from_arrays
 from fedlib.messages import Down, Totals, Up
 from fedlib.schedule import Schedule
@@ -134,6 +134,7 @@ METHODS = {
     "SCAFFOLD, weighted": A.scaffold(weighted=True),
     "FedExP": A.fedexp(),
     "FedYogi": A.fedyogi(),
+    "FedDyn": A.feddyn(0.3),
     "FedBN": A.fedbn(),
     "SiloBN": A.silobn(),
     "FedNAR on SCAFFOLD": A.fednar(A.scaffold(), annealing=0.8),
@@ -211,6 +212,25 @@ def test_client_memory_changes_only_when_the_server_has_used_the_round(sim):
     assert torch.equal(sim.clients.memory["c"], before)
     sim.clients.keep(kept, runs)
     assert (sim.clients.memory["c"] != before).any()
+
+
+@pytest.mark.parametrize("engine", ["clients", "stacked"])
+def test_a_client_may_keep_its_weights_as_they_are(data, parts, engine):
+    """The rows of a cohort become changes as soon as they are sent: what is kept must not change with them."""
+    method = A.Algorithm("last", keeps={"last": lambda W, local: W})
+    sim = fl.Simulation(
+        convolutional, data, parts, method, lr=[0.1], batch_size=5, local_steps=2, device="cpu", engine=engine
+    )
+    before = sim.server.w.clone()
+    sim.step()
+    p = (sim.clients.sizes / sim.clients.sizes.sum())[:, None]
+    assert (before - sim.server.w).abs().max() > 1e-3
+    torch.testing.assert_close((p * sim.clients.memory["last"][0]).sum(dim=0), sim.server.w[0])
+
+
+def test_a_number_that_is_not_there_is_named():
+    with pytest.raises(KeyError, match="no number 'mu' here; there are lr, clip"):
+        Local.alone(torch.zeros(2, 3), clip=1.0)["mu"]
 
 
 @pytest.mark.parametrize("method", [A.fedavg(), A.fedexp(), A.fedwon(standardised=convolutional())])
