@@ -1,8 +1,8 @@
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Files run side by side: one thread for each operation, set before torch is imported, in notebooks' kernels too.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread for each operation, set before torch is imported, in notebooks' kernels too: files run side by side, or
+# beside other work, and then threads that wait for each other take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import functools
 

@@ -62,6 +62,7 @@ TEXT = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "other, layout",
     [

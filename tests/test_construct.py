@@ -31,6 +31,7 @@ def check(net, x, y, classes):
     return len(layers) // 2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n, seeds", [(10, 20), (1, 5)])
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize("m", [4, 8, 16, 32, 64])

@@ -213,6 +213,7 @@ NAR_BACKBONES = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("nar", [False, True])
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 @pytest.mark.parametrize("method", NAR_BACKBONES)
@@ -298,6 +299,7 @@ def test_a_sweep_combines_numbers_of_the_method(data, parts):
     assert (everything(runs[0].model()) - everything(runs[1].model())).abs().max() > 1e-3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 @pytest.mark.parametrize("method", ["fedavg", "scaffold", "scaffold, weighted", "fedexp", "fedbn", "standardised"])
 def test_waves_change_nothing_but_the_memory_they_need(data, parts, method, engine, monkeypatch):
@@ -601,6 +603,7 @@ def loop_with_local_state(
     return own, np.array(found)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 @pytest.mark.parametrize("cohort", [N, 3])
 @pytest.mark.parametrize("method", LOCAL)
@@ -703,6 +706,7 @@ def fedwon_loop(data: Data, parts: list, agc: float | None, standardised: bool) 
     return server
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 @pytest.mark.parametrize("agc, standardised", [(None, False), (0.05, False), (None, True), (0.05, True)])
 def test_fedwon_equals_a_loop(data, parts, agc, standardised, engine):
@@ -738,6 +742,7 @@ def test_units_are_output_channels_and_whole_vectors():
     assert layout.units().tolist() == expected and layout.units().sum() == layout.P
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 99])
 def test_chunking_changes_nothing(data, parts, norm, chunk):

@@ -155,6 +155,7 @@ def test_without_a_cache_all_is_executed(built):
     assert [path.name for path in cache.iterdir()] == [executed.STAMP]
 
 
+@pytest.mark.heavy
 def test_pytest_skips_by_name_what_was_executed_and_runs_the_rest(built):
     project, notebook, _ = built
     write_notebook(project / "book" / "02_y.ipynb", "a = 3", "assert a == 3")

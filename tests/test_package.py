@@ -54,10 +54,12 @@ def python(code: str):
     return json.loads(done.stdout)
 
 
+@pytest.mark.heavy
 def test_importing_it_brings_no_package_of_the_book():
     assert python(IMPORTED) == []
 
 
+@pytest.mark.heavy
 def test_without_them_it_trains_and_the_book_says_what_to_install():
     found = python(ALONE)
     assert found.pop("rounds") == [1] and found.pop("here") == 1

@@ -29,6 +29,7 @@ def sweep(norm):
     )
 
 
+@pytest.mark.heavy
 @needs_processes
 def test_runs_are_the_same_bit_for_bit():
     here = {norm: sweep(norm) for norm in ("none", "layer", "batch")}

@@ -142,6 +142,7 @@ METHODS = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", METHODS)
 def test_machines_that_exchange_bytes_give_what_a_simulation_gives(data, parts, name):
     """Unequal clients, a cohort of 3 of 5, two runs; the simulation also in waves."""
