@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fedlib import checks, workers
+from fedlib import workers
 
 
 def side_by_side(
@@ -22,7 +22,6 @@ def side_by_side(
     keys: Iterable[Hashable],
     *,
     first: Collection[Hashable] = (),
-    processes: int | None = None,
     progress: bool | str = True,
 ) -> dict[Hashable, Any]:
     """``{key: function(key) for key in keys}``, several at a time; it changes no bit of a :class:`fedlib.simulate.Run`.
@@ -35,26 +34,22 @@ def side_by_side(
         function: called with one key.
         keys: all different.
         first: the keys that take longest. They are begun first, so that none of them is left alone at the end.
-        processes: how many; the number of cores when left out.
         progress: show a progress bar over the keys; a string is its label.
 
     Returns:
         The results in the order of ``keys``.
 
     Raises:
-        ValueError: if a key occurs twice or ``processes`` is no whole number of at least 1.
+        ValueError: if a key occurs twice.
         Exception: the first one that ``function`` raises. Its warnings are repeated here.
     """
     keys = list(keys)
     if len(set(keys)) < len(keys):
         raise ValueError(f"keys must differ from one another, got {keys!r}")
-    if processes is not None:
-        checks.whole(processes=processes)
-    # as many as there are cores, even for fewer keys: a pool of another size would begin its processes anew
-    together = workers.cores() if processes is None else min(processes, len(keys))
-    if min(together, len(keys)) <= 1 or torch.cuda.is_available():
+    cores = workers.cores()
+    if min(cores, len(keys)) <= 1 or torch.cuda.is_available():
         return {key: function(key) for key in keys}
-    executor = _executor(together)
+    executor = _executor(cores)  # also for fewer keys: a pool of another size would begin its processes anew
     begun = {key: executor.submit(_in_process, function, key) for key in sorted(keys, key=lambda key: key not in first)}
     label = progress if isinstance(progress, str) else None
     found = {}
@@ -81,7 +76,7 @@ def _executor(processes: int) -> Executor:
     try:
         import loky  # here, because only the book's extra brings it
     except ImportError as error:
-        raise ImportError('processes side by side need loky: install "fedlib[book]", or pass processes=1') from error
+        raise ImportError('processes side by side need loky: install "fedlib[book]"') from error
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     # What torch keeps after a large training, loky would take for a leak: it would begin a new process.
     env = {**threads, "LOKY_MAX_MEMORY_LEAK_SIZE": "1e12"}

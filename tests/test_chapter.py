@@ -34,8 +34,8 @@ def test_good_parameters_pass():
 @pytest.mark.parametrize(
     "injected, message",
     [
-        ({"round": 5}, "unknown parameter 'round' = 5; did you mean 'rounds'?"),
-        ({"zzz": 5}, "unknown parameter 'zzz' = 5; known parameters: clip, lr, preset, rounds, seeds"),
+        ({"round": 5}, "unknown parameter 'round' = 5. Did you mean 'rounds'?"),
+        ({"zzz": 5}, "unknown parameter 'zzz' = 5. Known parameters: clip, lr, preset, rounds, seeds"),
         ({"np": 5}, "unknown parameter 'np' = 5"),
         ({"preset": "papr"}, "parameter 'preset' must be one of 'quick', 'colab', 'paper', got 'papr'"),
         ({"rounds": 0}, "parameter 'rounds' must be a whole number of at least 1, got 0"),

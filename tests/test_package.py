@@ -32,7 +32,7 @@ data = fl.data.load("digits")
 parts = fl.partition.n_class(data.y_train, clients=10, n=1)
 model = lambda: fl.models.slim_cnn(data.shape, 10, norm="layer", width=4, hidden=8)
 run = fl.run(model, data, parts, rounds=1, lr=0.03, local_steps=1, batch_size=8, progress=False)
-found = {"rounds": list(run.history["round"]), "here": fl.side_by_side(abs, [-1], processes=1)[-1]}
+found = {"rounds": list(run.history["round"]), "here": fl.side_by_side(abs, [-1])[-1]}
 for statement in (
     "fl.plots", "fl.chapter", "fl.explore", "fl.explore_runs", "from fedlib import plots", "fl.parallel._executor(2)",
     "fl.data.load('digit_domains')",
@@ -70,7 +70,7 @@ def test_without_them_it_trains_and_the_book_says_what_to_install():
         "fl.explore": 'fl.explore belongs to the book and needs ipywidgets: install "fedlib[book]"',
         "fl.explore_runs": 'fl.explore_runs belongs to the book and needs ipywidgets: install "fedlib[book]"',
         "from fedlib import plots": 'fl.plots belongs to the book and needs matplotlib: install "fedlib[book]"',
-        "fl.parallel._executor(2)": 'processes side by side need loky: install "fedlib[book]", or pass processes=1',
+        "fl.parallel._executor(2)": 'processes side by side need loky: install "fedlib[book]"',
     }
 
 

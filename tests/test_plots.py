@@ -103,5 +103,5 @@ def test_partition_shows_every_client(clients):
     labels = np.arange(600) % 10
     ax = plots.partition(np.array_split(np.arange(600), clients), labels, 10)
     assert ax.get_xlabel() == "client" and ax.get_ylabel() == "class"
-    with pytest.raises(ValueError, match="labels reach class 9, but num_classes is 5"):
+    with pytest.raises(ValueError, match="num_classes=5, but labels go up to 9"):
         plots.partition([np.arange(600)], labels, 5)

@@ -369,5 +369,5 @@ def test_dark_mode_keeps_text_light_and_figures_readable(name, tab):
     assert page.locator("article h1").first.evaluate(lightness) > 0.6
     for label in page.locator(".explore label").all():
         assert label.evaluate(lightness) > 0.5
-    for image in page.locator("article .cell_output img:not(.photo)").all():
+    for image in page.locator("article .cell_output img").all():
         assert "invert" in image.evaluate("node => getComputedStyle(node).filter")

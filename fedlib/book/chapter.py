@@ -7,7 +7,6 @@ between is a parameter and must be declared.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -23,6 +22,7 @@ import yaml
 from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
+from fedlib import checks
 from fedlib.book.claims import MARKS, PRESETS, Claim, load_results, provenance, typeset
 from fedlib.workers import cores
 
@@ -41,23 +41,15 @@ class Accept:
 
 def integer(low: int | None = None, high: int | None = None) -> Accept:
     """A whole number in [low, high]; no booleans."""
-    return Accept(
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and _inside(v, low, high),
-        "a whole number" + _range(low, high),
-    )
+    return Accept(lambda v: checks.is_whole(v) and _inside(v, low, high), "a whole number" + _range(low, high))
 
 
 def real(low: float | None = None, high: float | None = None, above: float | None = None) -> Accept:
     """A finite number in [low, high], greater than ``above``; whole numbers too, no booleans."""
 
     def test(v: Any) -> bool:
-        return (
-            isinstance(v, (int, float))
-            and not isinstance(v, bool)
-            and math.isfinite(v)
-            and _inside(v, low, high)
-            and (above is None or v > above)
-        )
+        finite = checks.is_number(v) and math.isfinite(v)
+        return finite and _inside(v, low, high) and (above is None or v > above)
 
     return Accept(test, "a finite number" + (f" above {above}" if above is not None else "") + _range(low, high))
 
@@ -143,9 +135,8 @@ def check_parameters(namespace: dict[str, Any], *, chapter: str, params: str | P
     for name, value in namespace.items():
         if _IPYTHON.fullmatch(name) or name in declared or (name in before and before[name] is value):
             continue
-        close = difflib.get_close_matches(name, declared, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "known parameters: " + ", ".join(sorted(declared))
-        raise ValueError(f"unknown parameter {name!r} = {value!r}; {hint}")
+        hint = checks.hint(name, declared) or f" Known parameters: {', '.join(sorted(declared))}"
+        raise ValueError(f"unknown parameter {name!r} = {value!r}.{hint}")
     for name, spec in declared.items():
         if name not in namespace:
             raise ValueError(f"parameter {name!r} is declared but has no default in the parameters cell")
@@ -232,7 +223,8 @@ def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), capt
         for column in frame.columns
         if column not in forms
     }
-    styled = frame.style.format(forms, na_rep="–").set_table_attributes('class="dataframe"')
+    styled = frame.style.set_table_attributes('class="dataframe"')
+    styled.format(forms, na_rep="–")
     return styled.set_caption(caption) if caption else styled
 
 

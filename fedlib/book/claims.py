@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fedlib.files import replacing
+
 VERDICTS = ("holds", "holds in part", "does not hold", "not run")
 PRESETS = ("quick", "cpu", "colab", "paper")
 MARKS = {"holds": "✓", "holds in part": "≈", "does not hold": "✗", "not run": "–"}
@@ -244,13 +246,8 @@ def save_results(
     path = Path(folder) / f"{name}.{preset}.json"
     if path.exists() and _same(path, content):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_text(_dump(content) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -405,9 +402,9 @@ def scoreboard_html(
     board = scoreboard(folder)
     if board.empty:
         return '<p class="scoreboard-empty">No results are recorded yet: run a chapter to fill this table.</p>'
+    titles, chapters = titles or {}, {str(name): rows for name, rows in board.groupby("chapter")}
     return "\n".join(
-        _chapter_html(rows, every_preset, link.format(name), (titles or {}).get(name, name))
-        for name, rows in board.groupby("chapter")
+        _chapter_html(rows, every_preset, link.format(name), titles.get(name, name)) for name, rows in chapters.items()
     )
 
 

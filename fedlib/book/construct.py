@@ -107,7 +107,7 @@ def steps(net: nn.Sequential, points: Tensor) -> list[Step]:
         for k in range(0, len(net) - 1, 2):
             lifted = net[k](h)
             h = net[k + 1](lifted)
-            reads = net[k + 2].weight @ PLANE  # of rank one: every output reads the same direction
+            reads = net[k + 2].get_parameter("weight") @ PLANE  # of rank one: every output reads the same direction
             axis = reads[reads.norm(dim=1).argmax()]
             axis = axis / axis.norm() * axis[1].sign()  # phi lies in (0, pi)
             on_circle = h @ PLANE / math.sqrt(3)

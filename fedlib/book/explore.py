@@ -21,6 +21,7 @@ from IPython.display import display
 from PIL import Image, features
 
 from fedlib.book import plots
+from fedlib.checks import is_number
 
 MAX_FRAMES = 30
 _DPI = 125  # 800 pixels for a figure of 6.4 inches: sharp on a phone, small enough to embed thirty times
@@ -58,7 +59,6 @@ def explore(
     labels: Mapping[str, str] | None = None,
     start: Mapping[str, Any] | None = None,
     ordered: Sequence[str] = (),
-    photo: bool = False,
     max_frames: int = MAX_FRAMES,
     live: bool | None = None,
     **grid: Sequence[Any],
@@ -72,7 +72,6 @@ def explore(
         labels: parameter name to the words beside its control; default the name.
         start: setting shown first; default the first value of each parameter.
         ordered: parameters that get a slider though their values are no numbers.
-        photo: True where the picture holds photographs, which must keep their colours in dark mode.
         max_frames: refuse larger grids, since every frame travels with the page.
         live: True draws on demand and needs a kernel; default only where ipywidgets cannot hold the frames.
         **grid: parameter name to its values in order. Numbers get a slider, other values a menu.
@@ -89,7 +88,7 @@ def explore(
     labels, start = dict(labels or {}), dict(start or {})
     _check(grid, labels, start, ordered, alt, max_frames)
     live = not hasattr(w, "Stack") if live is None else live
-    return Explorer(draw, alt, labels, start, ordered, photo, live, grid)
+    return Explorer(draw, alt, labels, start, ordered, live, grid)
 
 
 def explore_runs(
@@ -165,13 +164,11 @@ def explore_runs(
         plots.label_lines(ax)
         return figure
 
-    grid = {name: list(dict.fromkeys(key[i] for key in runs)) for i, name in enumerate(names)}
-    grid = {name: sorted(values) if all(map(_number, values)) else values for name, values in grid.items()}
+    grid: dict[str, Any] = {}
+    for i, name in enumerate(names):
+        values = list(dict.fromkeys(key[i] for key in runs))
+        grid[name] = sorted(values) if all(map(is_number, values)) else values
     return explore(draw, alt=lambda **setting: f"{ylabel} against {xlabel}: {words(**setting)}.", **options, **grid)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check(grid, labels, start, ordered, alt, max_frames):
@@ -206,8 +203,17 @@ class Explorer:
         widget: the ipywidget.
     """
 
-    def __init__(self, draw, alt, labels, start, ordered, photo, live, grid):
-        self.draw, self.alt, self.grid, self.ordered, self.photo = draw, alt, grid, ordered, photo
+    def __init__(
+        self,
+        draw: Callable[..., Any],
+        alt: str | Callable[..., str],
+        labels: Mapping[str, str],
+        start: Mapping[str, Any],
+        ordered: Sequence[str],
+        live: bool,
+        grid: Mapping[str, Sequence[Any]],
+    ):
+        self.draw, self.alt, self.grid, self.ordered = draw, alt, grid, ordered
         self.labels = {name: labels.get(name, name) for name in grid}
         self.settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         self.frames: list[str | None] = [None] * len(self.settings)
@@ -230,15 +236,17 @@ class Explorer:
 
     def _frame(self, index: int) -> str:
         """The frame's HTML, drawn on first use; a draw that raises gives a frame that says so."""
-        if self.frames[index] is None:
+        frame = self.frames[index]
+        if frame is None:
             setting = self.settings[index]
             try:
-                self.frames[index] = self._picture(index, setting)
+                frame = self._picture(index, setting)
             except Exception as error:  # noqa: BLE001 - whatever a draw function raises belongs in its frame
                 self._errors.append(error)
                 message = html.escape(f"Nothing to show for {self._words(setting)}: {type(error).__name__}: {error}")
-                self.frames[index] = f'<p class="explore-error" role="note">{message}</p>'
-        return self.frames[index]
+                frame = f'<p class="explore-error" role="note">{message}</p>'
+            self.frames[index] = frame
+        return frame
 
     def _picture(self, index: int, setting: Mapping[str, Any]) -> str:
         opened = set(plt.get_fignums())
@@ -257,10 +265,9 @@ class Explorer:
             for number in set(plt.get_fignums()) - opened:
                 plt.close(number)
         text = self.alt(**setting) if callable(self.alt) else f"{self.alt} Setting: {self._words(setting)}."
-        kind = "explore-frame photo" if self.photo else "explore-frame"
         source = base64.b64encode(data).decode()
         return (
-            f'<img class="{kind}" alt="{html.escape(text, quote=True)}" width="{width}" height="{height}" '
+            f'<img class="explore-frame" alt="{html.escape(text, quote=True)}" width="{width}" height="{height}" '
             f'style="width:100%;max-width:640px;height:auto" src="data:{mime};base64,{source}">'
         )
 
@@ -269,7 +276,7 @@ class Explorer:
     def _controls(self) -> list:
         controls = []
         for name, values in self.grid.items():
-            number = all(map(_number, values))
+            number = all(map(is_number, values))
             kind = w.SelectionSlider if (number or name in self.ordered) and len(values) > 1 else w.Dropdown
             options = [(_show(value), index) for index, value in enumerate(values)]
             at = values.index(self.settings[self.first][name])

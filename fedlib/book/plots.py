@@ -11,11 +11,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.font_manager import FontProperties
+from matplotlib.rcsetup import cycler
+from matplotlib.ticker import MaxNLocator
+
+from fedlib.partition import counts
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 INK, GRID = "#222222", "#d9d9d9"
 FAINT, FAINT_TEXT = "#b4b4b4", "#707070"  # runs that stand behind the one that is looked at, and their names
@@ -58,7 +68,7 @@ _STYLES = {
 _BY_NAME = {name: style for names, style in _STYLES.items() for name in names}
 _OTHERS = (BLUE, RED, GREEN, OCHRE, PINK, SLATE, VIOLET, OLIVE, BROWN, BLACK)
 
-RC = {
+RC: dict[RcKeyType, Any] = {
     "figure.figsize": (6.4, 3.8),
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
@@ -86,7 +96,7 @@ RC = {
     "lines.markersize": 6,
     "legend.frameon": False,
     "legend.fontsize": 10,
-    "axes.prop_cycle": mpl.cycler(color=_OTHERS),
+    "axes.prop_cycle": cycler(color=_OTHERS),
     "image.cmap": "cividis",
 }
 
@@ -116,7 +126,7 @@ def colour(name: str) -> str:
     return line_style(name)["color"]
 
 
-def line_style(name: str) -> dict[str, str]:
+def line_style(name: Hashable) -> dict[str, str]:
     """Keyword arguments for ``ax.plot``: colour and dash of a method or layer."""
     key = str(name).strip().lower()
     if key not in _BY_NAME:
@@ -145,7 +155,7 @@ def label_lines(ax, *, gap: float = 1.15, pad: float = 0.015, **text: Any) -> No
     if not ends:
         return
     size = text.pop("fontsize", mpl.rcParams["legend.fontsize"])
-    points = mpl.font_manager.FontProperties(size=size).get_size_in_points()
+    points = FontProperties(size=size).get_size_in_points()
     height = ax.figure.get_size_inches()[1] * ax.get_position().height * 72
     at = _spread(np.array([end for end, _ in ends]), gap * points / height)
     for where, (_, line) in zip(at, ends, strict=True):
@@ -261,14 +271,14 @@ def _by_seed(label: Any, given: Any, x: str, y: str) -> tuple[np.ndarray, np.nda
 
 def highlight(
     ax,
-    runs: Mapping[Hashable, Any],
-    chosen: Hashable | Iterable[Hashable],
+    runs: Mapping[_Key, Any],
+    chosen: _Key | Iterable[_Key],
     x: str = "round",
     y: str = "accuracy",
     *,
     scale: float = 1.0,
-    look: Callable[[Hashable], Mapping[str, Any]] = line_style,
-    name: Callable[[Hashable], str] = str,
+    look: Callable[[_Key], Mapping[str, Any]] = line_style,
+    name: Callable[[_Key], str] = str,
 ) -> None:
     """Curves of recorded runs: the chosen one in its colour, mean and spread over seeds, all others thin and grey.
 
@@ -301,10 +311,6 @@ def highlight(
             ax.plot(points, scale * mean, color=FAINT, linewidth=1, label=name(key), **mark)
 
 
-def _array(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-
-
 def partition(
     parts: Sequence[Any],
     labels: Any,
@@ -331,20 +337,17 @@ def partition(
     """
     if not len(parts):
         raise ValueError("parts must hold at least one client, got none")
-    labels = _array(labels)
-    counts = np.stack([np.bincount(labels[_array(part)], minlength=num_classes) for part in parts])
-    if counts.shape[1] != num_classes:
-        raise ValueError(f"labels reach class {counts.shape[1] - 1}, but num_classes is {num_classes}")
+    held = counts(parts, labels, num_classes).numpy()
     ax = plt.subplots(figsize=(6.4, 0.6 + 0.28 * max(num_classes, 8)))[1] if ax is None else ax
     clients = len(parts)
     if clients <= 40:
-        who, what = np.nonzero(counts)
+        who, what = np.nonzero(held)
         side = min(5.2 / clients, 0.25) * 72  # points between two dots
-        ax.scatter(who, what, s=counts[who, what] / counts.max() * (0.95 * side) ** 2, color=color, linewidth=0)
+        ax.scatter(who, what, s=held[who, what] / held.max() * (0.95 * side) ** 2, color=color, linewidth=0)
         ax.set_xlim(-0.7, clients - 0.3)
         ax.set_ylim(-0.7, num_classes - 0.3)
     else:
-        shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+        shares = held / held.sum(1, keepdims=True).clip(min=1)
         image = ax.imshow(
             shares.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=1, interpolation="nearest"
         )
@@ -352,7 +355,7 @@ def partition(
         ax.grid(False)
     ax.set_xlabel("client")
     ax.set_ylabel("class")
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if num_classes <= 20:
         names = list(classes) if classes is not None else [str(c) for c in range(num_classes)]
         ax.set_yticks(range(num_classes), names)
