@@ -242,13 +242,12 @@ class Simulation:
         workers: int | None = None,
         precision: str = "float32",
     ):
-        self.algorithm = algorithm = algorithm or fedavg()
-        self.axes = _axes(algorithm, settings, lr=lr, weight_decay=weight_decay, clip=clip, seed=seed)
-        self.settings = _combine(algorithm, self.axes)
+        self.algorithm = algorithm or fedavg()
+        self.axes = _axes(self.algorithm, settings, lr=lr, weight_decay=weight_decay, clip=clip, seed=seed)
+        self.settings = _combine(self.algorithm, self.axes)
         K = len(parts) if clients_per_round is None else clients_per_round
         given = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs, "chunk": chunk}
-        batch_size, local_steps, local_epochs, chunk = _whole(**given)
-        wave, workers = _whole(wave=wave, workers=workers)
+        batch_size, local_steps, local_epochs, chunk, wave, workers = _whole(**given, wave=wave, workers=workers)
         if (local_steps is None) == (local_epochs is None):
             raise ValueError("give either local_steps or local_epochs, and not both")
         if not (math.isfinite(lr_decay) and 0 < lr_decay <= 1):
@@ -261,57 +260,14 @@ class Simulation:
         self.workers = Workers(_threads(workers, self.device), self.device)
         dtype = torch.float64 if precision == "float64" else torch.float32
         networks = _networks(model, [s["seed"] for s in self.settings], dtype)
-        objective = algorithm.objective
-        _check_network(networks[0], data, objective.labels)
-        if objective.view:
-            if data.is_text:
-                raise ValueError(f"{algorithm.name!r} distorts images, but {data.name!r} is a text")
-            _check_views(algorithm.name, batch_size, [len(p) for p in parts], by_epochs=local_steps is None)
-        waves = -(-K // (wave or _fitting(networks[0], algorithm, len(self.settings), len(parts), self.device)))
+        _check_network(networks[0], data, self.algorithm.objective.labels)
+        if self.algorithm.objective.view:
+            _check_views(self.algorithm.name, data, batch_size, [len(p) for p in parts], local_steps is None)
+        waves = -(-K // (wave or _fitting(networks[0], self.algorithm, len(self.settings), len(parts), self.device)))
         rows = len(self.settings) * K
-        engine = _choose_engine(networks[0], self.device, data, rows) if engine == "auto" else engine
-        chunk = chunk or (rows if self.device.type == "cuda" else min(rows, CHUNK))
-
-        # A copy, because rounds change its stage and a caller's function may give a network it still needs.
-        self.net, self.data = copy.deepcopy(networks[0]), data.to(self.device)
-        self.layout = Layout(self.net)
-        pairs = zip(*(self.layout.read(net) for net in networks), strict=True)
-        w, buffers = (torch.stack(some).to(self.device) for some in pairs)
-        self.start = _digest([w.cpu().view(torch.int32).flatten(), data.y_train])
-        self.stages = Stages(self.net, algorithm.travels, self.device)
-        self.normalisation = (data.mean, data.std) if normalise else None
-        trainer = Trainer(
-            self.net,
-            objective.loss,
-            self._direction(),
-            images=self.data.x_train,
-            labels=self.data.y_train,
-            normalisation=self.normalisation,
-            padding=PADDING,
-            engine=engine,
-            chunk=chunk,
-            workers=self.workers,
-            autocast=torch.bfloat16 if precision == "bf16" else None,
-        )
-        counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
-        counts = torch.stack(counts).to(self.device, w.dtype)
-        self.clients = Clients(trainer, algorithm, counts, w, buffers, self.settings, self.stages(0), lr_decay)
-        own = [{name: s[name] for name in algorithm.numbers} for s in self.settings]
-        self.server = Server(algorithm.server, w, buffers, own, len(parts), algorithm.shared)
-        self.schedule = Schedule(
-            [np.asarray(p.cpu() if isinstance(p, Tensor) else p) for p in parts],
-            K,
-            batch_size,
-            local_steps,
-            local_epochs,
-            augment,
-            objective.view,
-            self.device,
-        )
-        self.test_parts = test_parts and [torch.as_tensor(p, device=self.device) for p in test_parts]
         self.config = {
-            "algorithm": algorithm.name,
-            "settings": dict(algorithm.settings),
+            "algorithm": self.algorithm.name,
+            "settings": dict(self.algorithm.settings),
             "data": data.name,
             "train_images": len(data.x_train),
             "test_images": len(data.x_test),
@@ -327,14 +283,55 @@ class Simulation:
             "normalise": normalise,
             "precision": precision,
             "device": self.device.type,
-            "engine": engine,
-            "chunk": chunk,
+            "engine": _choose_engine(networks[0], self.device, data, rows) if engine == "auto" else engine,
+            "chunk": chunk or (rows if self.device.type == "cuda" else min(rows, CHUNK)),
             "wave": -(-K // waves),
         }
+        self._make_sides(networks, data, parts)
+        self.test_parts = test_parts and [torch.as_tensor(p, device=self.device) for p in test_parts]
         self.history: list[list[dict]] = [[] for _ in self.settings]
         self.diverged: list[str | None] = [None] * len(self.settings)
         self.losses = dict.fromkeys(range(len(self.settings)), math.nan)
         self.t, self.seconds = 0, 0.0
+
+    def _make_sides(self, networks: list[nn.Module], data: Data, parts: Sequence[Tensor]) -> None:
+        """Schedule, clients and server of the federations that ``config`` describes."""
+        algorithm, config = self.algorithm, self.config
+        # A copy, because rounds change its stage and a caller's function may give a network it still needs.
+        self.net, self.data = copy.deepcopy(networks[0]), data.to(self.device)
+        self.layout = Layout(self.net)
+        pairs = zip(*(self.layout.read(net) for net in networks), strict=True)
+        w, buffers = (torch.stack(some).to(self.device) for some in pairs)
+        self.start = _digest([w.cpu().view(torch.int32).flatten(), data.y_train])
+        self.stages = Stages(self.net, algorithm.travels, self.device)
+        self.normalisation = (data.mean, data.std) if config["normalise"] else None
+        trainer = Trainer(
+            self.net,
+            algorithm.objective.loss,
+            self._direction(),
+            images=self.data.x_train,
+            labels=self.data.y_train,
+            normalisation=self.normalisation,
+            padding=PADDING,
+            engine=config["engine"],
+            chunk=config["chunk"],
+            workers=self.workers,
+            autocast=torch.bfloat16 if config["precision"] == "bf16" else None,
+        )
+        counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
+        counts = torch.stack(counts).to(self.device, w.dtype)
+        self.clients = Clients(
+            trainer, algorithm, counts, w, buffers, self.settings, self.stages(0), config["lr_decay"]
+        )
+        own = [{name: s[name] for name in algorithm.numbers} for s in self.settings]
+        self.server = Server(algorithm.server, w, buffers, own, len(parts), algorithm.shared)
+        drawn = ("clients_per_round", "batch_size", "local_steps", "local_epochs", "augment")
+        self.schedule = Schedule(
+            [np.asarray(p.cpu() if isinstance(p, Tensor) else p) for p in parts],
+            **{name: config[name] for name in drawn},
+            view=algorithm.objective.view,
+            device=self.device,
+        )
 
     def _direction(self) -> tuple:
         """The row transformations of a step without those that would do nothing: without any, a step is faster."""
@@ -716,8 +713,10 @@ def _plain_number(value: object) -> object:
     return value.item() if isinstance(value, np.generic) or isinstance(value, Tensor) and value.dim() == 0 else value
 
 
-def _check_views(name: str, batch_size: int, sizes: list[int], by_epochs: bool) -> None:
-    """Refuse batches of one image, whose two views find each other without looking."""
+def _check_views(name: str, data: Data, batch_size: int, sizes: list[int], by_epochs: bool) -> None:
+    """Refuse views of a text, and batches of one image, whose two views find each other without looking."""
+    if data.is_text:
+        raise ValueError(f"{name!r} distorts images, but {data.name!r} is a text")
     lone = [k for k, n in enumerate(sizes) if min(n, batch_size) < 2 or by_epochs and n % batch_size == 1]
     if lone:
         raise ValueError(
