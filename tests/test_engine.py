@@ -751,6 +751,7 @@ def test_chunking_changes_nothing(data, parts, norm, chunk):
     assert (everything(chunked.model()) - everything(whole.model())).abs().max() < 1e-10
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("fits", [1, 2])
 def test_a_full_memory_halves_the_chunk_and_changes_nothing(data, parts, monkeypatch, norm, fits):
@@ -791,6 +792,7 @@ def test_more_workers_than_cores_are_pointed_out(data, parts):
         fed(data, parts, rounds=1, workers=cores() + 1)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:workers is")
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 def test_any_number_of_workers_gives_the_same_bits(data, parts, engine):
@@ -826,6 +828,7 @@ def test_the_callers_thread_count_changes_no_bit_and_is_restored(data, parts):
     assert torch.equal(*finals)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", ["scaffold", "fedexp", "fedadam"])
 def test_a_sweep_gives_what_separate_runs_give(data, parts, method):
     axes = {"lr": [0.05, 0.2], "weight_decay": [0.0, 0.1], "clip": [None, 0.5], "seed": [0, 7]}

@@ -171,6 +171,7 @@ def test_pytest_skips_by_name_what_was_executed_and_runs_the_rest(built):
     assert re.search(r"SKIPPED \[2\] .*01_x.ipynb: executed by the build at [-\d]+ [\d:]+ UTC, on", result.stdout)
 
 
+@pytest.mark.heavy
 def test_the_build_drops_a_cache_that_no_longer_holds(built):
     import fedbook
 

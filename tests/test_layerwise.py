@@ -164,7 +164,7 @@ def plain_loop(
         chosen = np.arange(len(parts)) if K == len(parts) else np.sort(rng.choice(len(parts), K, replace=False))
         batches = [schedule.local_batches(rng, parts[k].numpy(), BATCH, **work) for k in chosen]
         shape = (K, max(map(len, batches)), 2 * max(len(b) for own in batches for b in own))
-        views = torch.from_numpy(simclr().view(np.random.default_rng([SEED, t, 2]), shape))
+        views = torch.from_numpy(simclr().objective.view(np.random.default_rng([SEED, t, 2]), shape))
         before = [p.detach().clone() for p in learning(server)]
         delta, total_images = [torch.zeros_like(p) for p in before], sum(len(parts[k]) for k in chosen)
         for i, k in enumerate(chosen):
@@ -218,6 +218,7 @@ def build(method: str, **options) -> algorithms.Algorithm:
     return algorithms.fednar(base) if method == "fednar" else base
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 @pytest.mark.parametrize(
     "plan, method",
@@ -317,6 +318,7 @@ def at_places(row: torch.Tensor) -> dict[object, torch.Tensor]:
     return by_place(net)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("engine", ["clients", "stacked"])
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_parameters_stand_still_to_the_bit_and_dropped_blocks_are_not_called(
@@ -517,6 +519,7 @@ def test_phases():
 # --- interruptions and sweeps ---
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("plan, budget", [(phases(DEPTH), 3), (phases(DEPTH, active=DEPTH), 2)])
 def test_a_run_that_stops_within_a_phase_continues_bit_for_bit(noise, parts, tmp_path, plan, budget):
     method = layerwise(build("fedavgm"), plan, 3, budget)
@@ -641,8 +644,8 @@ def test_the_callers_network_is_left_as_it_was(noise, parts):
         (lambda: layerwise(algorithms.fixbn(after=1), phases(4), 1), "must not prepare its rounds itself, got 'FixBN'"),
         (lambda: simclr(tau=0), "tau must be a positive finite number, got 0"),
         (lambda: simclr(tau=math.nan), "tau must be a positive finite number, got nan"),
-        (lambda: simclr(smallest=0), "smallest must be a positive finite number, got 0"),
-        (lambda: simclr(smallest=1.5), "smallest must lie in [0, 1], got 1.5"),
+        (lambda: simclr(smallest=0), "smallest must lie in (0, 1], got 0"),
+        (lambda: simclr(smallest=1.5), "smallest must lie in (0, 1], got 1.5"),
         (lambda: simclr(colour=-0.1), "colour must lie in [0, 1], got -0.1"),
     ],
 )

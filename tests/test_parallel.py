@@ -48,6 +48,7 @@ def test_runs_are_the_same_bit_for_bit():
             assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.heavy
 @needs_processes
 def test_each_call_has_one_core_of_a_process_of_its_own():
     wanted = 3  # a lambda, and a variable of this function

@@ -183,6 +183,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "method, norm",
     [
