@@ -101,7 +101,7 @@ class Turns:
 
     def __init__(self, descriptor: int, packages: tuple[str, ...], device: str):
         self.connection, self.device = Connection(descriptor), device
-        found = {name: metadata.version(name) for name in ("torch", "numpy", *packages)}
+        found = {name: _version(name) for name in ("torch", "numpy", *packages)}
         self.connection.send({"python": platform.python_version(), **found})
 
     def wait(self) -> None:
@@ -118,6 +118,13 @@ class Turns:
         """Hand over the final weights; returns when the harness has them."""
         self.connection.send(nn.utils.parameters_to_vector(net.parameters()).detach().cpu().double().numpy())
         self.connection.recv()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # fedlib from a checkout that is not installed
+        return "not installed"
 
 
 def main(train: Callable[[Work, Turns, dict], nn.Module], *packages: str) -> None:
