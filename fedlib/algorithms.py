@@ -579,12 +579,12 @@ def layerwise(
     Raises:
         TypeError: ``base`` is no Algorithm (``simclr`` instead of ``simclr()``, say).
         ValueError: a plan that skips a block or trains one before those below it, rounds below 1, a budget below 2,
-            above the depth, or too small for block 1 and the newest blocks, a seed below 0, or a base that is wrapped
-            already.
+            above the depth, or too small for block 1 and the newest blocks, a seed below 0, or a base that prepares
+            its rounds itself, such as ``fixbn`` or one that is wrapped already.
     """
     _check_base(base)
-    if "plan" in base.settings:
-        raise ValueError(f"base must not be trained layer by layer already, got {base.name!r}")
+    if {"plan", "after"} & {*base.settings}:  # layerwise itself, and FixBN, which freezes layers in its own rounds
+        raise ValueError(f"base must not prepare its rounds itself, got {base.name!r}: layerwise would replace that")
     plan = [sorted(set(active)) for active in plan]
     new = _new_blocks(plan)
     depth = max(new[-1])
