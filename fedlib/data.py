@@ -371,7 +371,7 @@ def distort(x: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
 def random_views(
     rng: np.random.Generator, shape: Sequence[int], smallest: float = 0.2, colour: float = 0.4
 ) -> np.ndarray:
-    """float32 (*shape, 7), what `distort` takes, drawn as SimCLR does (arXiv 2002.05709, appendix A).
+    """float32 `(*shape, 7)`, what `distort` takes, drawn as SimCLR does (arXiv 2002.05709, appendix A).
 
     The box holds a share of the image's area between `smallest` and 1, its sides in a ratio between 3/4 and 4/3 (closer
     to 1 where it would not fit), and lies inside the image. Brightness within colour/2 of 0, contrast and saturation

@@ -117,7 +117,7 @@ def sweep(
     """Every combination of ``lr``, ``weight_decay``, ``clip``, ``settings`` and ``seed``, trained together.
 
     Args:
-        model, data, parts, algorithm, **options: see :class:`Simulation`.
+        model, data, parts, algorithm, options: see :class:`Simulation`, whose every argument is accepted.
         rounds: communication rounds T.
         evaluate_every: rounds between evaluations; the last round is always evaluated. Default: 20 times in a run.
         checkpoint: a file. It is written every ``checkpoint_every`` rounds (if given) and every
