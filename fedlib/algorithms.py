@@ -317,10 +317,10 @@ def fedadam_eps(
         beta1, beta2 = update["beta1"], update["beta2"]
         m = update.memory["m"].mul_(beta1).add_(update.delta, alpha=1 - beta1)
         v = update.memory["v"].mul_(beta2).add_(update.delta**2, alpha=1 - beta2)
-        eps = update["eps"] * update["eps_decay"] ** update.round
+        eps = update["eps_0"] * update["eps_decay"] ** update.round
         return w + update["server_lr"] * (m / (1 - beta1)) / (v / (1 - beta2) + eps).sqrt()
 
-    settings = {"server_lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "eps_decay": eps_decay}
+    settings = {"server_lr": lr, "beta1": beta1, "beta2": beta2, "eps_0": eps, "eps_decay": eps_decay}
     return Algorithm(
         "FedAdam", {n: float(v) for n, v in settings.items()}, server=ServerOpt(move, {"m": 0.0, "v": 0.0})
     )
@@ -660,8 +660,9 @@ _FRACTION: Rule = (lambda v: 0 <= v <= 1, "lie in [0, 1]")
 _BELOW_ONE: Rule = (lambda v: 0 <= v < 1, "lie in [0, 1)")  # at 1 a mean would never move
 _FALLING: Rule = (lambda v: 0 < v <= 1, "lie in (0, 1]")
 ACCEPTED: dict[str, Rule] = {
-    "mu": _NOT_NEGATIVE, "eps": _NOT_NEGATIVE, "v0": _NOT_NEGATIVE,
+    "mu": _NOT_NEGATIVE, "eps": _NOT_NEGATIVE, "v0": _NOT_NEGATIVE, "weight_decay": _NOT_NEGATIVE,
     "tau": _POSITIVE, "server_lr": _POSITIVE, "agc": _POSITIVE, "weight": _POSITIVE, "penalty": _POSITIVE,
+    "eps_0": _POSITIVE,
     "alpha": _FRACTION, "momentum": _FRACTION, "beta1": _BELOW_ONE, "beta2": _BELOW_ONE,
     "annealing": _FALLING, "eps_decay": _FALLING, "clip": _RADIUS,
 }  # fmt: skip

@@ -289,7 +289,8 @@ class Stages:
     def _make(self, t: int, key: Hashable, travels: Travels) -> Stage:
         frozen = self.layout.frozen(self.net)
         at_home, absent = (self.layout.columns(names, self.device) for names in (travels.at_home, travels.absent))
-        if self.last is not None and not torch.equal(self.last.at_home, at_home[0]):
+        before = () if self.last is None else (self.last.at_home, self.last.buffers_at_home)
+        if not all(map(torch.equal, before, at_home)):
             raise ValueError(f"what stays at home must be the same in every round, but round {t + 1} has other names")
         frozen = None if frozen is None else frozen.to(self.device)
         return Stage(t, self._prepare, key, frozen, *at_home, absent[0])

@@ -6,7 +6,7 @@ what its clients send into :class:`Totals`, sums that add up. Whoever adds up th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +59,8 @@ class Up:
         sent = {name: rows[runs] for name, rows in self.sent.items()}
         return Up(self.delta[runs], self.buffers[runs], sent, self.loss[runs], self.examples[runs], self.t)
 
-    def check(self, down: Down, sent: Iterable[str]) -> None:
-        """Refuse an answer to another round, and rows that do not fit what was sent down.
+    def check(self, down: Down) -> None:
+        """Refuse an answer to another round, and rows or names that do not fit what was sent down.
 
         Raises:
             ValueError: it names what differs, what it got and what it wanted.
@@ -69,7 +69,7 @@ class Up:
             raise ValueError(f"an answer to round {self.t + 1} came in round {down.t + 1}; it must be left out")
         S, K = self.loss.shape
         wanted = {"delta": (S, K, down.w.shape[1]), "buffers": (S, K, down.buffers.shape[1]), "examples": (S, K)}
-        wanted |= {name: (S, K, down.w.shape[1]) for name in sent}
+        wanted |= dict.fromkeys(down.told, (S, K, down.w.shape[1]))
         got = {
             name: tuple(rows.shape)
             for name, rows in (*vars(self).items(), *self.sent.items())
@@ -131,7 +131,8 @@ class Totals:
     def of(
         cls,
         up: Up,
-        w: Tensor,
+        down: Down,
+        runs: Tensor,
         examples: Tensor,
         everybody: Tensor | float,
         collect: Callable[[Reports], dict[str, Tensor]],
@@ -140,11 +141,16 @@ class Totals:
         """Add up what clients sent.
 
         Args:
-            w: (S, P), the vectors that they started from.
+            down: what they had been sent; ``runs`` (S,) which of its runs they were in.
             examples: (S, 1), how many the whole cohort of the round holds.
             everybody: how many all clients of the federation hold.
             collect: the method's further sums.
+
+        Raises:
+            ValueError: the answer is to another round, or does not fit; see :meth:`Up.check`.
         """
+        up.check(down)
+        w = down.w[runs]
         p, delta = up.examples / examples, torch.empty_like(w)
 
         def average(columns: slice) -> None:

@@ -79,13 +79,12 @@ class Server:
         expected: Tensor | None,
     ) -> None:
         some = totals.take(runs)
-        came = torch.ones_like(some.examples) if expected is None else some.examples / expected[runs]
-        if not (came == 1).all():  # a client was lost: sums of p_k x_k become means over those that came
-            some.delta, some.buffers, some.losses = (
-                x / came.view(-1, *[1] * (x.dim() - 1)) for x in (some.delta, some.buffers, some.losses)
-            )
+        came = torch.ones_like(some.examples)[:, None]
+        if expected is not None:  # were clients lost, sums of p_k x_k become means over those that came
+            came = (some.examples / expected[runs])[:, None]
+            some.delta, some.buffers = some.delta / came, some.buffers / came
         w, memory = self.w[runs], {name: rows[runs] for name, rows in self.memory.items()}
-        moved = self.opt.move(w, Update(some.delta, some.sums, memory, self.clients, t, settings, came[:, None]))
+        moved = self.opt.move(w, Update(some.delta, some.sums, memory, self.clients, t, settings, came))
         self.w[runs] = moved if frozen is None else torch.where(frozen, w, moved)
         self.buffers[runs] = some.buffers
         for name, rows in memory.items():

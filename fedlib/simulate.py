@@ -29,7 +29,7 @@ from fedlib import checks
 from fedlib import workers as cpu
 from fedlib.algorithms import Algorithm, check_setting, clip, decay, fedavg
 from fedlib.client import Clients, Kept
-from fedlib.cohort import Layout, Stage, Stages, Trainer
+from fedlib.cohort import Batches, Layout, Stage, Stages, Trainer
 from fedlib.data import Data, prepare
 from fedlib.messages import Down, Totals
 from fedlib.schedule import AUGMENTATIONS, PADDING, Schedule
@@ -373,7 +373,9 @@ class Simulation:
                 self.losses = dict(enumerate(totals.losses.tolist()))
             self.t += 1
 
-    def _wave(self, runs: Tensor, clients: Tensor, batches, examples: Tensor, down: Down, totals: Totals) -> Kept:
+    def _wave(
+        self, runs: Tensor, clients: Tensor, batches: Batches, examples: Tensor, down: Down, totals: Totals
+    ) -> Kept:
         """Train some clients of each run, and add what they send to the totals."""
         try:
             up, kept, finite = self.clients.train(runs, clients, batches, down)
@@ -386,11 +388,12 @@ class Simulation:
             if not fine.all():
                 runs, examples, up = runs[fine], examples[fine], up.take(fine)
             collect = self.algorithm.server.collect
-            more = Totals.of(up, down.w[runs], examples, self.clients.sizes.sum(), collect, self.workers)
+            more = Totals.of(up, down, runs, examples, self.clients.sizes.sum(), collect, self.workers)
             totals.add(more, runs)
         return kept
 
-    def _lone(self, clients: Tensor, batches) -> ValueError:
+    def _lone(self, clients: Tensor, batches: Batches) -> ValueError:
+        """What to say of clients with a batch of one image."""
         sizes = (zip(clients.flatten().tolist(), row, strict=True) for row in batches.size)
         alone = sorted({k for row in sizes for k, n in row if n == 1})
         return ValueError(
@@ -424,8 +427,11 @@ class Simulation:
             w, stage = self.server.shown(), self.stage
             moved = stage.count(self.layout, 1 + len(self.algorithm.shared))
             down, up = (4 * self.config["clients_per_round"] * numbers for numbers in moved)
+            net = stage(copy.deepcopy(self.net)).to(self.device).eval()
             for s in self.live:
-                pooled, by_client = self._accuracies(s, w[s]) if self.algorithm.objective.labels else (math.nan, [])
+                pooled, by_client = (
+                    self._accuracies(net, s, w[s]) if self.algorithm.objective.labels else (math.nan, [])
+                )
                 mean = sum(by_client) / len(by_client) if by_client else math.nan
                 self.history[s].append({
                     "round": self.t, "loss": self.losses[s], "accuracy": pooled, "client_accuracy": mean,
@@ -437,7 +443,7 @@ class Simulation:
         """The stage of the last round: what was frozen, which blocks were there."""
         return self.stages(max(self.t - 1, 0))
 
-    def _accuracies(self, s: int, w: Tensor) -> tuple[float, list[float]]:
+    def _accuracies(self, net: nn.Module, s: int, w: Tensor) -> tuple[float, list[float]]:
         """Pooled accuracy, and each client's own.
 
         Where parts of the network stay on the clients there is no global model: each client's own network is judged
@@ -445,15 +451,14 @@ class Simulation:
         """
         buffers = self.server.buffers[s]
         if not self.clients.personal:
-            right = self._correct(w, buffers)
+            right = self._correct(net, w, buffers)
             return right.mean().item(), [right[p].mean().item() for p in self.test_parts or ()]
         tests = self.test_parts or [None] * self.config["clients"]
-        rights = [self._correct(*self.clients.row(s, k, w, buffers), index) for k, index in enumerate(tests)]
+        rights = [self._correct(net, *self.clients.row(s, k, w, buffers), index) for k, index in enumerate(tests)]
         return torch.cat(rights).mean().item(), [r.mean().item() for r in rights]
 
-    def _correct(self, w: Tensor, buffers: Tensor, index: Tensor | None = None) -> Tensor:
-        """(N,), 1.0 for each test image that the network in row ``w`` classifies correctly."""
-        net = self.stage(copy.deepcopy(self.net)).to(self.device).eval()
+    def _correct(self, net: nn.Module, w: Tensor, buffers: Tensor, index: Tensor | None = None) -> Tensor:
+        """(N,), 1.0 for each test image that the network classifies correctly with the weights of row ``w``."""
         self.layout.bind(net, w, buffers)
         x, y = self.data.x_test, self.data.y_test
         x, y = (x, y) if index is None else (x[index], y[index])
@@ -471,10 +476,11 @@ class Simulation:
         """The runs as they stand."""
         columns = ["round", "loss", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
         # Only what a model needs: a Run that is kept must not keep the data and every client's row with it.
-        layout, net = self.layout, self.stage(copy.deepcopy(self.net)).cpu()
+        layout, stage = self.layout, self.stage
+        net = stage(copy.deepcopy(self.net)).cpu()
         w, buffers = self.server.w.cpu(), self.server.buffers.cpu()
         home, buffers_home = self.clients.home.cpu(), self.clients.buffers_home.cpu()
-        stays, buffers_stay = self.stage.at_home.cpu(), self.stage.buffers_at_home.cpu()
+        stays, buffers_stay = stage.at_home.cpu(), stage.buffers_at_home.cpu()
 
         def network(s: int, client: int | None) -> nn.Module:
             own, row, stats = copy.deepcopy(net), w[s].clone(), buffers[s].clone()
@@ -588,11 +594,9 @@ def _check_number(name: str, value: object, own: bool) -> None:
         raise ValueError(f"seed must be a whole number of at least 0, got {value!r}")
     if name == "lr" and not (math.isfinite(value) and value > 0):
         raise ValueError(f"lr must be positive and finite, got {value!r}")
-    if name == "weight_decay" and not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"weight_decay must be finite and not negative, got {value!r}")
     if name == "clip" and not value > 0:
         raise ValueError(f"clip must be positive, or None for no clipping, got {value!r}")
-    if own:
+    if own or name == "weight_decay":
         check_setting(name, float(value))
 
 
