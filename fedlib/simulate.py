@@ -553,6 +553,8 @@ class Simulation:
 def _axes(algorithm: Algorithm, settings: Mapping[str, Sequence[float]] | None, **axes: Iterable) -> dict[str, list]:
     """The lists of values to combine, in the order in which they are: the seed changes fastest."""
     seed = axes.pop("seed")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"settings must be a dict of a method's numbers to the values to combine, got {settings!r}")
     for name in settings or ():
         if name in ("lr", *axes, "seed"):
             raise ValueError(f"settings holds {name!r}, which is an argument of its own")

@@ -84,6 +84,7 @@ PROX = {"algorithm": fl.algorithms.fedprox()}
         ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
         ({"wave": 0}, "wave must be a whole number of at least 1, got 0"),
         ({"settings": {"mu": [0.1]}}, "settings holds 'mu', which is no number of 'FedAvg'; it has annealing."),
+        ({"settings": ["mu"]}, "settings must be a dict of a method's numbers to the values to combine, got .'mu'."),
         ({"settings": {"annealing": []}}, "annealing must hold at least one value"),
         ({"settings": {"annealing": [1.5]}}, re.escape("annealing must lie in (0, 1], got 1.5")),
         ({"settings": {"clip": [1.5]}}, "settings holds 'clip', which is an argument of its own"),
