@@ -215,7 +215,9 @@ def scaffold(weighted: bool = False) -> Algorithm:
 
     def remember(W: Tensor, local: Local) -> Tensor:
         moved = (local.w - W) / (local.steps * local["lr"])
-        return local.client_rows["c"] - local.server["c"] + moved  # line 12 (ii)
+        new = local.client_rows["c"] - local.server["c"] + moved  # line 12 (ii)
+        # A rate that lr_decay has brought below what a float holds moves nothing, and 0 / 0 says nothing of gradients.
+        return torch.where(local["lr"] > 0, new, local.client_rows["c"])
 
     def collect(reports: Reports) -> dict[str, Tensor]:
         changes = reports.sent["c"]

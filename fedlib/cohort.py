@@ -15,6 +15,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlib.data import augment, distort, prepare
+from fedlib.dropout import keyed, mixed, own_generator, turn
 from fedlib.workers import Workers, slices
 
 STREAMS = 10  # of a GPU that clients are spread over
@@ -117,6 +119,7 @@ class Batches:
         shift: int64 (R, T, B, 2) or None, where the crop of each image starts.
         flip: bool (R, T, B) or None, which images are mirrored.
         view: float (R, T, B, 7) or None, how each image is distorted; see :func:`fedlib.data.distort`.
+        key: int64 (R,) or None, what the masks of dropout follow; see :mod:`fedlib.dropout`.
     """
 
     index: Tensor
@@ -124,14 +127,15 @@ class Batches:
     shift: Tensor | None = None
     flip: Tensor | None = None
     view: Tensor | None = None
+    key: Tensor | None = None
 
     def take(self, rows: Tensor) -> Batches:
         """The same for some of the rows, in ascending order."""
         if len(rows) == len(self.index):
             return self
         size = [[steps[r] for r in rows.tolist()] for steps in self.size]
-        shift, flip, view = (None if t is None else t[rows] for t in (self.shift, self.flip, self.view))
-        return Batches(self.index[rows], size, shift, flip, view)
+        given = (self.shift, self.flip, self.view, self.key)
+        return Batches(self.index[rows], size, *(None if t is None else t[rows] for t in given))
 
 
 @dataclass
@@ -309,14 +313,21 @@ def _mode(net: nn.Module) -> tuple[Hashable, ...]:
     )
 
 
+def convolutional(net: nn.Module) -> bool:
+    """Whether a network has convolutions, which are faster on images that lie as N,H,W,C in memory."""
+    return any(p.dim() > 2 for p in net.parameters())
+
+
 class _LocalLoss(nn.Module):
     """The objective as a module, so that ``functional_call`` can swap the network's tensors underneath it."""
 
     def __init__(self, net: nn.Module, loss: Loss):
         super().__init__()
-        self.net, self.loss = net, loss
+        self.net, self.loss, self.dropout = net, loss, keyed(net)
 
-    def forward(self, x: Tensor, y: Tensor, told: dict[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, told: dict[str, Tensor], key: Tensor | None, step: int) -> Tensor:
+        if key is not None:
+            turn(self.dropout, key, step)
         return self.loss(self.net, x, y, told)
 
 
@@ -335,6 +346,9 @@ class Trainer:
             them.
         workers: CPU threads that share the rows or chunks. The result has the same bits for any number of them.
         autocast: dtype of autocast, or None.
+        draws: the network draws random numbers that are not dropout's. Engine "clients" with one worker then gives the
+            global generators a state of their own for each row.
+        channels_last: whether images lie as N,H,W,C in memory; default: where the network has convolutions.
     """
 
     def __init__(
@@ -351,12 +365,14 @@ class Trainer:
         chunk: int = 16,
         workers: Workers | None = None,
         autocast: torch.dtype | None = None,
+        draws: bool = False,
+        channels_last: bool | None = None,
     ):
         self.layout = Layout(net)
         self.direction = tuple(direction)
         self.text = images.dim() == 2
         # Batches lie in memory as the network likes it: N,H,W,C for convolutions, N,C,H,W for layers that flatten it.
-        self.channels_last = not self.text and any(p.dim() > 2 for p in net.parameters())
+        self.channels_last = not self.text and (convolutional(net) if channels_last is None else channels_last)
         self.images = images.permute(0, 2, 3, 1) if self.channels_last else images.contiguous()
         self.labels = labels
         self.mean, self.std = normalisation or (None, None)
@@ -368,7 +384,9 @@ class Trainer:
         # One module a worker: binding a module to a row changes the module, so threads must not share one.
         self.losses = [_LocalLoss(copy.deepcopy(net).train(), loss) for _ in range(self.workers.count)]
         self.streams = [torch.cuda.Stream() for _ in range(STREAMS)] if images.is_cuda else []
-        self.capture, self.graphs = True, Graphs()  # without capture a GPU runs every operation as it comes
+        self.draws = draws
+        # Without capture a GPU runs every operation as it comes; a graph would replay the generator's state.
+        self.capture, self.graphs = not draws, Graphs()
         self.key: Hashable = None
         self.frozen: Tensor | None = None
         self.enter(Stages(net, None, images.device)(0))
@@ -496,6 +514,12 @@ class Trainer:
         # Without its cache, because cached casts would not be part of a CUDA graph.
         return torch.autocast(self.images.device.type, self.autocast, self.autocast is not None, cache_enabled=False)
 
+    def _generator(self, key: Tensor | None, step: int) -> AbstractContextManager:
+        """What the network draws from in one step, where it draws."""
+        if not self.draws or key is None:
+            return nullcontext()
+        return own_generator(int(mixed(key, step)), self.images.device)
+
     def _step(self, G: Tensor, W: Tensor, local: Local) -> None:
         for transform in self.direction:
             G = transform(G, W, local)
@@ -518,9 +542,10 @@ class Trainer:
         learning: list[Tensor] = [p for p in parameters if p.requires_grad]
         lr = None if W.is_cuda else local["lr"].item()  # a number is faster, but would wait for the GPU
         told, total = {name: value[0] for name, value in local.told.items()}, 0.0
-        for x, y in self._client_batches(batches, r):
-            with self.precision():
-                loss = loss_of(x, y, told)
+        key = None if batches.key is None else batches.key[r]
+        for step, (x, y) in enumerate(self._client_batches(batches, r)):
+            with self.precision(), self._generator(key, step):
+                loss = loss_of(x, y, told, key, step)
             gradients = torch.autograd.grad(loss, learning, allow_unused=True, materialize_grads=True)
             total = total + loss.detach()
             if not self.direction:
@@ -576,11 +601,16 @@ class Trainer:
             for v, p in zip(self.layout.views(W.data), loss_of.net.parameters(), strict=True)
         ]
 
-        def loss_of_row(tensors: list[Tensor], x: Tensor, y: Tensor, told: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(loss_of, dict(zip(self.names, tensors, strict=True)), (x, y, told))
+        def loss_of_row(
+            tensors: list[Tensor], x: Tensor, y: Tensor, told: dict[str, Tensor], key: Tensor | None
+        ) -> Tensor:
+            own = dict(zip(self.names, tensors, strict=True))
+            return torch.func.functional_call(loss_of, own, (x, y, told, key, t))
 
+        key = None if batches.key is None else batches.key[members]
         with self.precision():
-            loss = torch.vmap(loss_of_row, randomness="different")([*parameters, *stats], x, y, local.told)
+            each = torch.vmap(loss_of_row, in_dims=(0, 0, 0, 0, None if key is None else 0))
+            loss = each([*parameters, *stats], x, y, local.told, key)
         learning = [p for p in parameters if p.requires_grad]
         gradients = torch.autograd.grad(loss.sum(), learning, allow_unused=True, materialize_grads=True)
         gradients = _with_zeros(gradients, parameters)

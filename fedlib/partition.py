@@ -4,7 +4,8 @@ Every function returns one sorted int64 index tensor a client. No sample is held
 `seed` gives the same partition; the global random state is neither used nor changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -274,15 +275,65 @@ def counts(parts: Sequence, labels, num_classes: int) -> torch.Tensor:
     checks.whole(num_classes=num_classes)
     if labels.max(initial=0) >= num_classes:
         raise ValueError(f"num_classes={num_classes}, but labels go up to {labels.max()}")
-    table = np.zeros((len(parts), num_classes), dtype=np.int64)
-    for k, part in enumerate(parts):
-        part = _array(part)
-        if part.ndim != 1 or (part.size and part.dtype.kind not in "iu"):
-            raise ValueError(f"parts[{k}] must be a 1-D tensor of indices, got {part.dtype} of shape {part.shape}")
-        if part.size and not 0 <= part.min() <= part.max() < len(labels):
-            raise ValueError(f"parts[{k}] has indices {part.min()}..{part.max()}, but there are {len(labels)} labels")
-        table[k] = np.bincount(labels[part.astype(np.int64)], minlength=num_classes)
-    return torch.from_numpy(table)
+    held = positions("parts", parts, len(labels))
+    table = [np.bincount(labels[part], minlength=num_classes) for part in held]
+    return torch.from_numpy(np.array(table, np.int64).reshape(len(held), num_classes))
+
+
+def positions(name: str, parts: Iterable, count: int) -> list[np.ndarray]:
+    """What every function makes of the clients' samples that it is given: one int64 array (n_k,) a client.
+
+    Args:
+        name: of the argument, for messages.
+        parts: for each client a 1-D array, tensor or list of whole numbers, of any width and byte order; or a table
+            (clients, samples), or anything that gives such arrays in turn.
+        count: how many samples there are.
+
+    Raises:
+        ValueError: parts of another kind (masks, dicts, fractions, one client's array alone) or positions that are not
+            in 0..count-1. It names the client, what it got, and the remedy.
+    """
+    whole = isinstance(parts, (np.ndarray, torch.Tensor))
+    if isinstance(parts, (str, bytes, Mapping, Set)) or not isinstance(parts, Iterable) or whole and parts.ndim == 0:
+        remedy = "; take list(parts.values()) of a dict" if isinstance(parts, Mapping) else ""
+        raise ValueError(f"{name} must be a list of one index array per client, got {type(parts).__name__}{remedy}")
+    return [_positions(f"{name}[{k}]", part, count) for k, part in enumerate(parts)]
+
+
+def _positions(name: str, part: Any, count: int) -> np.ndarray:
+    """One client's positions, checked."""
+    if hasattr(part, "indices") and hasattr(part, "dataset"):
+        raise ValueError(f"{name} must be an array of positions, got a {type(part).__name__}; give its .indices")
+    try:
+        found = _array(part)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a 1-D array of positions, got {type(part).__name__} ({error})") from error
+    if np.ma.is_masked(part):
+        raise ValueError(f"{name} has masked entries; give {name}.compressed()")
+    if found.dtype == bool or isinstance(part, (list, tuple)) and any(isinstance(v, (bool, np.bool_)) for v in part):
+        raise ValueError(
+            f"{name} is a mask of {found.size} booleans; it must hold positions: numpy.flatnonzero(mask), or "
+            "mask.nonzero().flatten() of a tensor"
+        )
+    if found.ndim != 1:
+        alone = (
+            f"; one client's array alone stands in a list: {name.partition('[')[0]}=[array]" if not found.ndim else ""
+        )
+        raise ValueError(f"{name} must be a 1-D array of positions, got {found.dtype} of shape {found.shape}{alone}")
+    if not found.size:
+        return np.zeros(0, np.int64)
+    whole = found.dtype.kind in "iu" or found.dtype == object and all(map(checks.is_whole, found))
+    if not whole:
+        raise ValueError(f"{name} must hold whole numbers, positions from 0 to {count - 1}; got {found.dtype}")
+    low, high = int(found.min()), int(found.max())
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} must hold positions from 0 to {count - 1}, got {low} to {high}")
+    if high <= 1 and len(found) == count > 2:
+        raise ValueError(
+            f"{name} holds nothing but 0 and 1, one for each of {count} samples: a mask? It must hold positions: "
+            "numpy.flatnonzero(mask)"
+        )
+    return found.astype(np.int64)
 
 
 # --- Shared pieces --------------------------------------------------------------------------------------------------

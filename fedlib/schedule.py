@@ -5,6 +5,7 @@ The streams of random numbers, each ``np.random.default_rng`` of
 - ``[seed, t]``: the cohort of round t, then the batches of each of its clients in turn;
 - ``[seed, t, 1]``: how the images of these batches are cropped and mirrored;
 - ``[seed, t, 2]``: how they are distorted, for a method that looks at two views of each.
+- ``[seed, t, 3]``: a key for every client there is, of the masks of dropout in its network.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Schedule:
         augment: a word of ``AUGMENTATIONS``, or None.
         view: ``(rng, shape) -> (*shape, 7)``, how images are distorted, for a method whose batches hold every image
             twice (:func:`fedlib.data.distort`); None for images as they are.
+        keys: whether the network draws random numbers, for which every client gets a key (:mod:`fedlib.dropout`).
     """
 
     parts: Sequence[np.ndarray]
@@ -42,6 +44,7 @@ class Schedule:
     augment: str | None = None
     view: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None
     device: torch.device | str = "cpu"
+    keys: bool = False
 
     def draw(self, seeds: Sequence[int], t: int) -> tuple[Tensor, Batches]:
         """Round t of the runs with these seeds, one after another in the rows of ``Batches``.
@@ -60,7 +63,8 @@ class Schedule:
                 index[r, i, : len(batch)] = batch
         size = [[len(row[i]) if i < len(row) else 0 for row in steps] for i in range(T)]
         shift, flip = self._draw_augmentation(seeds, t, index.shape, size)
-        return clients, Batches(self._there(index), size, shift, flip, self._draw_views(seeds, t, index.shape, size))
+        views, key = self._draw_views(seeds, t, index.shape, size), self._draw_keys(seeds, t, clients)
+        return clients, Batches(self._there(index), size, shift, flip, views, key)
 
     def _draw_run(self, rng: np.random.Generator) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         N, K = len(self.parts), self.clients_per_round
@@ -96,6 +100,13 @@ class Schedule:
         for rows, own, rng in _own(seeds, t, sizes, stream=2):
             views[rows, : own[1], : own[2]] = self.view(rng, own)
         return self._there(views)
+
+    def _draw_keys(self, seeds: Sequence[int], t: int, clients: Tensor) -> Tensor | None:
+        """int64 (R,), one for each client's round: a function of seed, round and client, whoever else is drawn."""
+        if not self.keys:
+            return None
+        drawn = [np.random.default_rng([seed, t, 3]).integers(1 << 62, size=len(self.parts)) for seed in seeds]
+        return self._there(np.stack(drawn)).gather(1, clients).flatten()
 
     def _there(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

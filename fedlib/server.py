@@ -54,20 +54,26 @@ class Server:
         *,
         frozen: Tensor | None = None,
         expected: Tensor | None = None,
-    ) -> None:
-        """End round t of some of the runs.
+    ) -> Tensor:
+        """End round t of some of the runs; one whose step is not finite stays where it was.
 
         Args:
             totals: of all S runs.
             frozen: bool (P,), columns that stand still; momentum must not move them either.
             expected: (S,), how many examples the whole cohort holds. Where fewer came, the mean is over those.
+
+        Returns:
+            bool, for each of ``runs`` in turn whether its weights, memory and buffers are finite.
         """
         # Runs with the same numbers move together; numbers stay Python's own, which round alike alone and in a sweep.
         together: dict[tuple, list[int]] = {}
         for s in runs:
             together.setdefault(tuple(self.settings[s].items()), []).append(s)
+        fine = torch.ones(len(self.w), dtype=torch.bool, device=self.w.device)
         for key, members in together.items():
-            self._move(totals, torch.tensor(members, device=self.w.device), t, dict(key), frozen, expected)
+            some = torch.tensor(members, device=self.w.device)
+            fine[some] = self._move(totals, some, t, dict(key), frozen, expected)
+        return fine[torch.tensor(list(runs), device=self.w.device, dtype=torch.int64)]
 
     def _move(
         self,
@@ -77,7 +83,7 @@ class Server:
         settings: dict[str, float],
         frozen: Tensor | None,
         expected: Tensor | None,
-    ) -> None:
+    ) -> Tensor:
         some = totals.take(runs)
         came = torch.ones_like(some.examples)[:, None]
         if expected is not None:  # were clients lost, sums of p_k x_k become means over those that came
@@ -85,10 +91,13 @@ class Server:
             some.delta, some.buffers = some.delta / came, some.buffers / came
         w, memory = self.w[runs], {name: rows[runs] for name, rows in self.memory.items()}
         moved = self.opt.move(w, Update(some.delta, some.sums, memory, self.clients, t, settings, came))
-        self.w[runs] = moved if frozen is None else torch.where(frozen, w, moved)
-        self.buffers[runs] = some.buffers
-        for name, rows in memory.items():
-            self.memory[name][runs] = rows
+        moved = moved if frozen is None else torch.where(frozen, w, moved)
+        new = [(self.w, moved), (self.buffers, some.buffers), *((self.memory[name], memory[name]) for name in memory)]
+        # A sum is not finite where a number is not, and reads each only once.
+        fine = torch.stack([rows.sum(dim=1).isfinite() for _, rows in new]).all(dim=0)
+        for kept, rows in new:
+            kept[runs] = torch.where(fine[:, None], rows, kept[runs])
+        return fine
 
     def shown(self) -> Tensor:
         """(S, P), the vector that is evaluated."""

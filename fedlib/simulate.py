@@ -7,15 +7,17 @@ rows of the same matrix: S runs of K clients are trained as S * K rows.
 from __future__ import annotations
 
 import copy
-import hashlib
+import functools
+import inspect
 import itertools
 import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,13 +27,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fedlib import checkpoint as checkpoints
-from fedlib import checks
+from fedlib import checks, fingerprint
 from fedlib import workers as cpu
 from fedlib.algorithms import Algorithm, check_setting, clip, decay, fedavg
 from fedlib.client import Clients, Kept
-from fedlib.cohort import Batches, Layout, Stage, Stages, Trainer
+from fedlib.cohort import Batches, Layout, Stage, Stages, Trainer, convolutional
 from fedlib.data import Data, prepare
+from fedlib.dropout import keyed, own_generator, turn
 from fedlib.messages import Down, Totals
+from fedlib.partition import positions
 from fedlib.schedule import AUGMENTATIONS, PADDING, Schedule
 from fedlib.server import Server
 from fedlib.workers import Workers, cores, one_thread, slices
@@ -44,7 +48,7 @@ SHARE = 16  # rows of a wave take this part of free memory at most: training nee
 
 @dataclass
 class Run:
-    """One federated training, as far as it went.
+    """One federated training, as far as it went. It can be pickled, and comes back with its models.
 
     Attributes:
         config: everything that determines the result.
@@ -57,6 +61,7 @@ class Run:
             parts of the network stay on the clients: then each client's network meets the whole test set.
         diverged: None, or what went wrong at which round and on which clients; the history then ends before it.
         seconds: wall time of training and evaluation, shared with the other runs of the same sweep.
+        weights: what :meth:`model` makes networks of.
     """
 
     config: dict
@@ -64,7 +69,7 @@ class Run:
     clients: pd.DataFrame
     diverged: str | None
     seconds: float
-    _model: Callable[[int | None], nn.Module] = field(repr=False)
+    weights: Weights = field(repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -78,9 +83,36 @@ class Run:
         nothing stays at home that is the global model.
         """
         clients = self.config["clients"]
-        if client is not None and not 0 <= client < clients:
+        if client is not None and not (checks.is_whole(client) and 0 <= client < clients):
             raise ValueError(f"client must be a number from 0 to {clients - 1}, or None, got {client!r}")
-        return self._model(client)
+        return self.weights.network(client)
+
+
+@dataclass
+class Weights:
+    """Where the networks of one run stand, on the CPU.
+
+    Attributes:
+        net: the network, in the stage of the last round.
+        w, buffers: (P,) and (Q,), the global rows.
+        home, buffers_home: (N, columns), what each of N clients has kept at home; ``columns`` are where it stands in a
+            row.
+    """
+
+    net: nn.Module
+    w: Tensor
+    buffers: Tensor
+    home: Tensor
+    buffers_home: Tensor
+    columns: tuple[Tensor, Tensor]
+
+    def network(self, client: int | None = None) -> nn.Module:
+        """A new module with the global weights, or with what a client has kept at home in their place."""
+        net, row, stats = copy.deepcopy(self.net), self.w.clone(), self.buffers.clone()
+        if client is not None:
+            row[self.columns[0]], stats[self.columns[1]] = self.home[client], self.buffers_home[client]
+        Layout(net).bind(net, row, stats)
+        return net.eval().requires_grad_(True)
 
 
 def run(
@@ -119,10 +151,13 @@ def sweep(
     Args:
         model, data, parts, algorithm, options: see :class:`Simulation`, whose every argument is accepted.
         rounds: communication rounds T.
-        evaluate_every: rounds between evaluations; the last round is always evaluated. Default: 20 times in a run.
-        checkpoint: a file. It is written every ``checkpoint_every`` rounds (if given) and every
-            ``checkpoint_minutes``; when it exists, the sweep continues from it and gives the result that an
-            uninterrupted one gives, bit for bit on a CPU.
+        evaluate_every: rounds between evaluations; the last round is always evaluated. Default: 20 times in a run; one
+            that is continued from a shorter one of other habits keeps those.
+        checkpoint: a file (``~`` is the home folder). It is written every ``checkpoint_every`` rounds (if given) and
+            every ``checkpoint_minutes``; when it exists, the sweep continues from it and gives the result that an
+            uninterrupted one gives, bit for bit on the same CPU. On another processor or version of torch it goes on
+            with a warning, and gives the same result to rounding. More rounds than before may be asked for. A file
+            that cannot be written is a warning before the first round, and training goes on.
         progress: show a progress bar; a string is its label.
 
     Returns:
@@ -134,15 +169,21 @@ def sweep(
     """
     given = {"rounds": rounds, "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     rounds, evaluate_every, checkpoint_every = _whole(**given)
+    if not checks.is_number(checkpoint_minutes) or not checkpoint_minutes >= 0:
+        raise ValueError(f"checkpoint_minutes must be a number of at least 0, got {checkpoint_minutes!r}")
+    if not isinstance(progress, (bool, str)):
+        raise ValueError(f"progress must be True, False or a label, got {progress!r}")
+    file = None if checkpoint is None else checkpoints.place(checkpoint)
     sim = Simulation(model, data, parts, algorithm, **options)
     every = evaluate_every or max(1, rounds // 20)
-    sim.config |= {"rounds": rounds, "evaluate_every": every}
-    file = None if checkpoint is None else Path(checkpoint)
-    if file and file.exists():
+    if file and checkpoints.exists(file):
         sim.load(file)
-        sim.keep_lines(lambda t: t % every == 0 or t == rounds)  # the last round of a shorter run is no line here
         if sim.t > rounds:
             raise ValueError(f"checkpoint {file} has {sim.t} rounds, more than the {rounds} asked for")
+        every = _go_on_evaluating(sim, file, rounds, evaluate_every, every)
+    elif file:
+        checkpoints.try_out(file)
+    sim.config |= {"rounds": rounds, "evaluate_every": every}
     label = progress if isinstance(progress, str) else sim.algorithm.name
     hidden = not progress or cpu.beside_others
     started, saved, before = time.monotonic(), time.monotonic(), sim.seconds
@@ -162,6 +203,26 @@ def sweep(
     return sim.runs()
 
 
+def _go_on_evaluating(sim: Simulation, file: Path, rounds: int, asked: int | None, every: int) -> int:
+    """Keep the lines of the history that an uninterrupted run would have, and say how many rounds lie between them.
+
+    Raises:
+        ValueError: rounds that were asked for by ``evaluate_every`` have not been evaluated.
+    """
+    there = {line["round"] for lines in sim.history for line in lines}
+    last = sim.t if sim.live else max(there, default=0)  # runs that diverged have no lines after that
+    if not there.issuperset(range(every, last + 1, every)):
+        habit = sim.evaluated_every
+        if asked is not None or habit is None:
+            raise ValueError(
+                f"checkpoint {file} has been evaluated in rounds {', '.join(map(str, sorted(there))) or '-'} and not "
+                f"every {every}; give evaluate_every={habit}, or this run another file"
+            )
+        every = habit
+    sim.keep_lines(lambda t: t % every == 0 or t == rounds)  # the last round of a shorter run is no line here
+    return every
+
+
 class Simulation:
     """S federations side by side on one machine, round by round.
 
@@ -179,7 +240,8 @@ class Simulation:
         model: a function that makes the network, called once for every seed after ``torch.manual_seed(seed)``; or a
             module, whose weights every run then starts from.
         data: what is learned.
-        parts: one index tensor per client into the training images.
+        parts: for each client the positions of its images in the training set: 1-D arrays, tensors or lists of whole
+            numbers, or a table (clients, images); see :func:`fedlib.partition.positions`.
         algorithm: a method; FedAvg when left out.
         lr, weight_decay, clip, seed: the values to combine; ``clip`` is the largest norm of a client's gradient (of
             gradient and weight decay together under :func:`fedlib.algorithms.fednar`, whose ``max_norm`` it replaces).
@@ -193,7 +255,7 @@ class Simulation:
         lr_decay: the learning rate of round t is ``lr * lr_decay**t``, t = 0, 1, ...
         augment: ``"crop"`` (zero padding of 4), ``"flip"``, ``"flip+crop"`` or None; per image.
         normalise: subtract ``data.mean`` and divide by ``data.std``; otherwise images lie in [0, 1].
-        test_parts: one index tensor per client into the test images, for per-client accuracy.
+        test_parts: the same for the test images, for per-client accuracy.
         device: default ``"cuda"`` where there is one.
         engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. ``Run.config`` has the choice.
         chunk: rows stacked together; halved, with a warning, when a GPU's memory does not hold their training.
@@ -242,28 +304,36 @@ class Simulation:
         workers: int | None = None,
         precision: str = "float32",
     ):
-        self.algorithm = algorithm or fedavg()
+        self.algorithm = fedavg() if algorithm is None else algorithm
+        _check_kinds(model, data, self.algorithm)
+        own, tests = _check_parts(data, parts, test_parts)
         self.axes = _axes(self.algorithm, settings, lr=lr, weight_decay=weight_decay, clip=clip, seed=seed)
         self.settings = _combine(self.algorithm, self.axes)
-        K = len(parts) if clients_per_round is None else clients_per_round
+        K = len(own) if clients_per_round is None else _cohort(clients_per_round, len(own))
         given = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs, "chunk": chunk}
         batch_size, local_steps, local_epochs, chunk, wave, workers = _whole(**given, wave=wave, workers=workers)
         if (local_steps is None) == (local_epochs is None):
             raise ValueError("give either local_steps or local_epochs, and not both")
-        if not (math.isfinite(lr_decay) and 0 < lr_decay <= 1):
+        if not (checks.is_number(lr_decay) and 0 < lr_decay <= 1):
             raise ValueError(f"lr_decay must lie in (0, 1], got {lr_decay!r}")
-        _check_clients(data, parts, test_parts, K)
         _check_words(data, augment=augment, normalise=normalise, engine=engine, precision=precision)
         self.device = _device(device)
         if precision == "tf32" and self.device.type != "cuda":
             raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {self.device.type!r}")
-        self.workers = Workers(_threads(workers, self.device), self.device)
         dtype = torch.float64 if precision == "float64" else torch.float32
         networks = _networks(model, [s["seed"] for s in self.settings], dtype)
-        _check_network(networks[0], data, self.algorithm.objective.labels)
+        self.probe = _probe(networks[0], data, self.algorithm.objective.labels)
+        if self.probe.draws:
+            engine, workers = "clients", 1
+            warnings.warn(
+                "the network draws random numbers that are not those of torch's dropout layers (F.dropout, stochastic "
+                "depth, noise): its clients are trained one after another, each with a generator of its own",
+                stacklevel=2,
+            )
+        self.workers = Workers(_threads(workers, self.device), self.device)
         if self.algorithm.objective.view:
-            _check_views(self.algorithm.name, data, batch_size, [len(p) for p in parts], local_steps is None)
-        waves = -(-K // (wave or _fitting(networks[0], self.algorithm, len(self.settings), len(parts), self.device)))
+            _check_views(self.algorithm.name, data, batch_size, [len(p) for p in own], local_steps is None)
+        waves = -(-K // (wave or _fitting(networks[0], self.algorithm, len(self.settings), len(own), self.device)))
         rows = len(self.settings) * K
         self.config = {
             "algorithm": self.algorithm.name,
@@ -271,14 +341,14 @@ class Simulation:
             "data": data.name,
             "train_images": len(data.x_train),
             "test_images": len(data.x_test),
-            "parts": _digest(parts),
-            "test_parts": _digest(test_parts),
-            "clients": len(parts),
-            "clients_per_round": int(K),
+            "parts": fingerprint.of_parts(own),
+            "test_parts": fingerprint.of_parts(tests),
+            "clients": len(own),
+            "clients_per_round": K,
             "batch_size": batch_size,
             "local_steps": local_steps,
             "local_epochs": local_epochs,
-            "lr_decay": lr_decay,
+            "lr_decay": float(lr_decay),
             "augment": augment,
             "normalise": normalise,
             "precision": precision,
@@ -287,22 +357,26 @@ class Simulation:
             "chunk": chunk or (rows if self.device.type == "cuda" else min(rows, CHUNK)),
             "wave": -(-K // waves),
         }
-        self._make_sides(networks, data, parts)
-        self.test_parts = test_parts and [torch.as_tensor(p, device=self.device) for p in test_parts]
+        self._make_sides(networks, data, own)
+        self.test_parts = None if tests is None else [torch.from_numpy(p).to(self.device) for p in tests]
         self.history: list[list[dict]] = [[] for _ in self.settings]
         self.diverged: list[str | None] = [None] * len(self.settings)
         self.losses = dict.fromkeys(range(len(self.settings)), math.nan)
         self.t, self.seconds = 0, 0.0
+        self.evaluated_every: int | None = None  # of a checkpoint that was loaded
 
-    def _make_sides(self, networks: list[nn.Module], data: Data, parts: Sequence[Tensor]) -> None:
+    def _make_sides(self, networks: list[nn.Module], data: Data, parts: list[np.ndarray]) -> None:
         """Schedule, clients and server of the federations that ``config`` describes."""
         algorithm, config = self.algorithm, self.config
         # A copy, because rounds change its stage and a caller's function may give a network it still needs.
-        self.net, self.data = copy.deepcopy(networks[0]), data.to(self.device)
+        self.net, self.data, self.given = copy.deepcopy(networks[0]), data.to(self.device), data
+        if not self.probe.channels_last:
+            lies = {name: getattr(self.data, name).contiguous() for name in ("x_train", "x_test")}
+            self.data = replace(self.data, **lies)
         self.layout = Layout(self.net)
         pairs = zip(*(self.layout.read(net) for net in networks), strict=True)
         w, buffers = (torch.stack(some).to(self.device) for some in pairs)
-        self.start = _digest([w.cpu().view(torch.int32).flatten(), data.y_train])
+        self.start = fingerprint.of_weights(torch.cat([w, buffers], dim=1))
         self.stages = Stages(self.net, algorithm.travels, self.device)
         self.normalisation = (data.mean, data.std) if config["normalise"] else None
         trainer = Trainer(
@@ -317,8 +391,10 @@ class Simulation:
             chunk=config["chunk"],
             workers=self.workers,
             autocast=torch.bfloat16 if config["precision"] == "bf16" else None,
+            draws=self.probe.draws,
+            channels_last=self.probe.channels_last,
         )
-        counts = [torch.bincount(data.y_train[p].cpu(), minlength=data.num_classes) for p in parts]
+        counts = [torch.bincount(data.y_train[torch.from_numpy(p)].cpu(), minlength=data.num_classes) for p in parts]
         counts = torch.stack(counts).to(self.device, w.dtype)
         self.clients = Clients(
             trainer, algorithm, counts, w, buffers, self.settings, self.stages(0), config["lr_decay"]
@@ -327,10 +403,11 @@ class Simulation:
         self.server = Server(algorithm.server, w, buffers, own, len(parts), algorithm.shared)
         drawn = ("clients_per_round", "batch_size", "local_steps", "local_epochs", "augment")
         self.schedule = Schedule(
-            [np.asarray(p.cpu() if isinstance(p, Tensor) else p) for p in parts],
+            parts,
             **{name: config[name] for name in drawn},
             view=algorithm.objective.view,
             device=self.device,
+            keys=self.probe.draws or self.probe.dropout,
         )
 
     def _direction(self) -> tuple:
@@ -368,8 +445,10 @@ class Simulation:
                 own = batches.take(rows[here, some].flatten())
                 kept += self._wave(runs, clients[here, some], own, examples[here], down, totals)
             if self.live:
-                self.server.move(totals, self.live, self.t, frozen=stage.frozen)
-                self.clients.keep(kept, torch.tensor(self.live, device=self.device))
+                fine = self.server.move(totals, self.live, self.t, frozen=stage.frozen)
+                for s in [s for s, moved in zip(self.live, fine.tolist(), strict=True) if not moved]:
+                    self._end(s, "the server's weights, memory or batch statistics", "after its step")
+                self.clients.keep(kept, torch.tensor(self.live, device=self.device, dtype=torch.int64))
                 self.losses = dict(enumerate(totals.losses.tolist()))
             self.t += 1
 
@@ -407,12 +486,15 @@ class Simulation:
         for s, row, who in zip(runs.tolist(), finite.tolist(), clients.tolist(), strict=True):
             if not all(row):
                 names = ", ".join(str(k) for k, fine in zip(who, row, strict=True) if not fine)
-                self.diverged[s] = (
-                    f"{self.algorithm.name} with {self._describe(s)} diverged in round "
-                    f"{self.t + 1}: weights or loss not finite on client(s) {names}"
-                )
-                warnings.warn(self.diverged[s] + "; its history ends there, other runs go on", stacklevel=4)
+                self._end(s, "weights or loss", f"on client(s) {names}")
         return finite.all(dim=1)
+
+    def _end(self, s: int, what: str, where: str) -> None:
+        """Mark a run as diverged."""
+        self.diverged[s] = message = (
+            f"{self.algorithm.name} with {self._describe(s)} diverged in round {self.t + 1}: {what} not finite {where}"
+        )
+        warnings.warn(message + "; its history ends there, other runs go on", stacklevel=5)
 
     def _describe(self, s: int) -> str:
         told = {name: self.settings[s][name] for name in self.axes}
@@ -467,7 +549,12 @@ class Simulation:
             with torch.no_grad(), self.clients.trainer.precision():  # both belong to a thread
                 return net(prepare(images, *(self.normalisation or ()), dtype=w.dtype)).argmax(dim=1)
 
-        predictions = self.workers.map(predict, x.split(100 if self.device.type == "cpu" else 2000))
+        some = x.split(100 if self.device.type == "cpu" else 2000)
+        if self.probe.draws_in_evaluation:
+            with own_generator(self.t, self.device):
+                predictions = [predict(images) for images in some]
+        else:
+            predictions = self.workers.map(predict, some)
         return (torch.cat(predictions) == y).to(w.dtype)
 
     # --- what is left of it ---
@@ -476,18 +563,10 @@ class Simulation:
         """The runs as they stand."""
         columns = ["round", "loss", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
         # Only what a model needs: a Run that is kept must not keep the data and every client's row with it.
-        layout, stage = self.layout, self.stage
+        stage, server, clients = self.stage, self.server, self.clients
         net = stage(copy.deepcopy(self.net)).cpu()
-        w, buffers = self.server.w.cpu(), self.server.buffers.cpu()
-        home, buffers_home = self.clients.home.cpu(), self.clients.buffers_home.cpu()
-        stays, buffers_stay = stage.at_home.cpu(), stage.buffers_at_home.cpu()
-
-        def network(s: int, client: int | None) -> nn.Module:
-            own, row, stats = copy.deepcopy(net), w[s].clone(), buffers[s].clone()
-            if client is not None:
-                row[stays], stats[buffers_stay] = home[s, client], buffers_home[s, client]
-            layout.bind(own, row, stats)
-            return own.eval().requires_grad_(True)
+        rows = (server.w, server.buffers, clients.home, clients.buffers_home)
+        columns_home = stage.at_home.cpu(), stage.buffers_at_home.cpu()
 
         def by_client(lines: list[dict]) -> pd.DataFrame:
             rounds = pd.Index([line["round"] for line in lines], name="round", dtype=int)
@@ -500,7 +579,7 @@ class Simulation:
                 by_client(self.history[s]),
                 self.diverged[s],
                 self.seconds,
-                lambda client, s=s: network(s, client),
+                Weights(net, *(row[s].cpu().clone() for row in rows), columns=columns_home),
             )
             for s, own in enumerate(self.settings)
         ]
@@ -518,33 +597,37 @@ class Simulation:
     def save(self, path: str | os.PathLike) -> None:
         """Write a checkpoint; one that cannot be written is a warning, and the one before it is kept."""
         state = {name: getattr(self, name) for name in ("t", "seconds", "history", "diverged", "losses")}
-        checkpoints.write(
-            Path(path), self._identity(), {**state, "server": self.server.state(), "clients": self.clients.state()}
-        )
+        state |= {"evaluate_every": self.config.get("evaluate_every")}
+        state |= {"server": self.server.state(), "clients": self.clients.state()}
+        checkpoints.write(checkpoints.place(path), self._identity, state)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint; a warning says where it was made, if that was elsewhere.
 
         Raises:
             ValueError: it cannot be read, or it belongs to another configuration.
         """
-        state = checkpoints.read(Path(path), self._identity(), self.device)
+        state = checkpoints.read(checkpoints.place(path), self._identity, self.device)
         self.server.restore(state.pop("server"))
         self.clients.restore(state.pop("clients"))
+        self.evaluated_every = state.pop("evaluate_every")
         for name, value in state.items():
             setattr(self, name, value)
 
-    def _identity(self) -> dict:
+    @functools.cached_property
+    def _identity(self) -> checkpoints.Identity:
         """What must agree for a checkpoint to be continued."""
-        # more rounds may be asked for, and smaller waves
-        free = {name: value for name, value in self.config.items() if name not in ("rounds", "wave")}
-        return {
-            **free,
-            "runs": self.settings,
-            "start": self.start,
-            "torch": str(torch.__version__),
-            "network": {n: list(s) for n, s in {**self.layout.parameters, **self.layout.buffers}.items()},
-        }
+        # More rounds may be asked for, and smaller waves; how the work is spread changes nothing beyond rounding.
+        elsewhere = ("device", "engine", "chunk")
+        free = ("rounds", "evaluate_every", "wave", *elsewhere)
+        shapes = {name: list(s) for name, s in {**self.layout.parameters, **self.layout.buffers}.items()}
+        same = {name: value for name, value in self.config.items() if name not in free}
+        same |= {"data": f"{self.given.name} {fingerprint.of_data(self.given)}", "runs": self.settings}
+        same |= {"functions": fingerprint.of_functions(self.algorithm), "network": shapes}
+        with one_thread(self.device):
+            alike = fingerprint.of_network(self.net, self.algorithm.loss, self.given, self.normalisation)
+        made = {name: self.config[name] for name in elsewhere} | {"torch": str(torch.__version__)}
+        return checkpoints.Identity(same, {"start": self.start, **alike}, made)
 
 
 # --- what the arguments become ---
@@ -592,8 +675,8 @@ def _check_number(name: str, value: object, own: bool) -> None:
         return
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if name == "seed" and (not isinstance(value, int) or value < 0):
-        raise ValueError(f"seed must be a whole number of at least 0, got {value!r}")
+    if name == "seed" and not (isinstance(value, int) and 0 <= value < 2**64):
+        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {value!r}")
     if name == "lr" and not (math.isfinite(value) and value > 0):
         raise ValueError(f"lr must be positive and finite, got {value!r}")
     if name == "clip" and not value > 0:
@@ -610,9 +693,10 @@ def _whole(**numbers: int | None) -> list:
 
 def _check_words(data: Data, **given: object) -> None:
     """Refuse a word that is not known, and what a text cannot be given."""
-    known = {"augment": (None, *AUGMENTATIONS), "engine": ENGINES, "precision": PRECISIONS}
+    known = {"augment": (None, *AUGMENTATIONS), "engine": ENGINES, "precision": PRECISIONS, "normalise": (True, False)}
     for name, accepted in known.items():
-        if given[name] not in accepted:
+        value = given[name]
+        if not (value is None or isinstance(value, (str, bool))) or value not in accepted:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {given[name]!r}")
     if data.is_text and (given["augment"] or given["normalise"]):
         raise ValueError(
@@ -621,19 +705,70 @@ def _check_words(data: Data, **given: object) -> None:
         )
 
 
-def _check_clients(data: Data, parts: Sequence[Tensor], test_parts: Sequence[Tensor] | None, K: int) -> None:
-    """Refuse a partition that makes no sense, and a cohort that it cannot give."""
-    if not len(parts):
+def _check_kinds(model: object, data: object, algorithm: object) -> None:
+    """Refuse what is no network, no data set or no method."""
+    if not isinstance(data, Data):
+        raise ValueError(f"data must be a data set of fl.data.load or fl.data.from_arrays, got {type(data).__name__}")
+    if not isinstance(algorithm, Algorithm):
+        call = f"; call it: {algorithm.__name__}()" if inspect.isfunction(algorithm) else ""
+        raise ValueError(f"algorithm must be a method such as fl.algorithms.fedavg(), got {algorithm!r}{call}")
+    if isinstance(model, nn.Module):
+        return
+    if not callable(model):
+        raise ValueError(f"model must be a module, or a function that makes one, got {model!r}")
+    try:
+        inspect.signature(model).bind()
+    except TypeError as error:
+        raise ValueError(f"model must be a function without arguments, got {model!r}: {error}") from error
+
+
+def _check_parts(
+    data: Data, parts: Iterable, test_parts: Iterable | None
+) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """The clients' images as arrays; refused where a client has none."""
+    found = {"parts": positions("parts", parts, len(data.x_train))}
+    if not found["parts"]:
         raise ValueError("parts must hold the images of at least one client, got none")
-    checks.whole(clients_per_round=K)
-    if K > len(parts):
-        raise ValueError(f"clients_per_round must lie between 1 and the number of clients, {len(parts)}; got {K}")
-    for name, split, images in (("parts", parts, data.x_train), ("test_parts", test_parts, data.x_test)):
-        _check_parts(name, split, len(images))
-    if test_parts is not None and len(test_parts) != len(parts):
-        raise ValueError(
-            f"test_parts must hold one index tensor per client, got {len(test_parts)} for {len(parts)} clients"
+    if test_parts is not None:
+        found["test_parts"] = positions("test_parts", test_parts, len(data.x_test))
+        got, wanted = len(found["test_parts"]), len(found["parts"])
+        if got != wanted:
+            raise ValueError(f"test_parts must hold one index tensor per client, got {got} for {wanted} clients")
+    for name, split in found.items():
+        for k, part in enumerate(split):
+            if not len(part):
+                raise ValueError(f"{name} leaves client {k} without images")
+    if test_parts is not None and data.domains:
+        _warn_of_mixed_domains(data, found["parts"], found["test_parts"])
+    return found["parts"], found.get("test_parts")
+
+
+def _warn_of_mixed_domains(data: Data, parts: list[np.ndarray], test_parts: list[np.ndarray]) -> None:
+    """Say so where a client is tested on domains that it has never trained on: seldom what is meant."""
+    trained, tested = (
+        [np.unique(domain.cpu().numpy()[part]) for part in split]
+        for domain, split in ((data.domain_train, parts), (data.domain_test, test_parts))
+        if domain is not None
+    )
+    strange = [k for k, own in enumerate(trained) if not np.isin(tested[k], own).all()]
+    if strange:
+        foreign = data.domains[int(np.setdiff1d(tested[strange[0]], trained[strange[0]])[0])]
+        warnings.warn(
+            f"test_parts tests {len(strange)} of {len(parts)} clients on domains that they do not train on (client "
+            f"{strange[0]} on {foreign!r}); for clients that are tested on their own, take "
+            "fl.partition.by_domain(data.domain_test, ...), or fl.partition.like with domains",
+            stacklevel=4,
         )
+
+
+def _cohort(clients_per_round: Any, clients: int) -> int:
+    """The size of a cohort; refused where there are not as many clients."""
+    checks.whole(clients_per_round=clients_per_round)
+    if clients_per_round > clients:
+        raise ValueError(
+            f"clients_per_round must lie between 1 and the number of clients, {clients}; got {clients_per_round}"
+        )
+    return int(clients_per_round)
 
 
 def _threads(workers: int | None, device: torch.device) -> int:
@@ -704,17 +839,7 @@ def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, clients: int, devi
     return max(1, (free - kept) // (SHARE * runs * row * (1 + len(algorithm.keeps))))
 
 
-def _digest(parts: Sequence[Tensor] | None) -> str | None:
-    """A fingerprint of a partition."""
-    if parts is None:
-        return None
-    h = hashlib.sha256()
-    for p in parts:
-        h.update(np.ascontiguousarray(torch.as_tensor(p).cpu().numpy(), np.int64).tobytes() + b"|")
-    return h.hexdigest()[:16]
-
-
-def _plain_number(value: object) -> object:
+def _plain_number(value: Any) -> Any:
     """A number of numpy or torch as Python's own, which a checkpoint can hold; anything else as it is."""
     return value.item() if isinstance(value, np.generic) or isinstance(value, Tensor) and value.dim() == 0 else value
 
@@ -732,27 +857,66 @@ def _check_views(name: str, data: Data, batch_size: int, sizes: list[int], by_ep
         )
 
 
-def _check_network(net: nn.Module, data: Data, labels: bool = True) -> None:
-    """Refuse a network that does not fit the images or, if there are ``labels``, the classes."""
-    dtype, one = next(net.parameters()).dtype, torch.zeros(1, *data.shape, dtype=torch.uint8)
-    try:
-        with torch.no_grad():
-            logits = copy.deepcopy(net).eval()(prepare(one, dtype=dtype))
-    except RuntimeError as error:
-        kind = "windows" if data.is_text else "images"
-        raise ValueError(
-            f"the network does not take {kind} of shape {data.shape}, as {data.name!r} has: {error}"
-        ) from error
-    if labels and logits.shape != (1, data.num_classes):
-        raise ValueError(
-            f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} classes"
-        )
+@dataclass(frozen=True)
+class Probe:
+    """What a network does with two images.
+
+    Attributes:
+        channels_last: whether it takes images that lie as N,H,W,C in memory, and has a use for it.
+        dropout: whether it has dropout layers, whose masks :mod:`fedlib.dropout` draws.
+        draws, draws_in_evaluation: whether it draws other random numbers, in training and in evaluation.
+    """
+
+    channels_last: bool
+    dropout: bool
+    draws: bool
+    draws_in_evaluation: bool
 
 
-def _check_parts(name: str, parts: Sequence[Tensor] | None, images: int) -> None:
-    for k, part in enumerate(parts or ()):
-        part = torch.as_tensor(part)
-        if not part.numel():
-            raise ValueError(f"{name} leaves client {k} without images")
-        if part.dim() != 1 or part.is_floating_point() or part.min() < 0 or part.max() >= images:
-            raise ValueError(f"{name}[{k}] must be a 1-D tensor of positions from 0 to {images - 1}")
+def _probe(net: nn.Module, data: Data, labels: bool = True) -> Probe:
+    """Ask a network beforehand what would otherwise go wrong during training, or silently.
+
+    Raises:
+        ValueError: it does not fit the images or, if there are ``labels``, the classes.
+    """
+    net, dtype = copy.deepcopy(net).cpu(), next(net.parameters()).dtype
+    layers, x = keyed(net), prepare(data.x_train[:2].cpu(), dtype=dtype)
+    with torch.no_grad(), one_thread(x.device):
+        channels_last = convolutional(net) and not data.is_text
+        try:
+            try:
+                x = x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous()
+                logits = net.eval()(x)
+            except RuntimeError:
+                if not channels_last:
+                    raise
+                # .view(len(x), -1) after a convolution: such a network gets its images as N,C,H,W
+                channels_last, x = False, x.contiguous()
+                logits = net(x)
+        except RuntimeError as error:
+            kind = "windows" if data.is_text else "images"
+            raise ValueError(
+                f"the network does not take {kind} of shape {data.shape}, as {data.name!r} has: {error}"
+            ) from error
+        if labels and logits.shape[1:] != (data.num_classes,):
+            raise ValueError(
+                f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} classes"
+            )
+        drawn = [_draws(net.train(mode), layers, x) for mode in (True, False)]
+    return Probe(channels_last, bool(layers), *drawn)
+
+
+def _draws(net: nn.Module, layers: list, x: Tensor) -> bool:
+    """Whether two forward passes differ, or torch's generator has moved, the masks of dropout layers being the same."""
+    outputs, moved = [], False
+    for seed in (0, 1):
+        with own_generator(seed):
+            turn(layers, torch.tensor(0), 0)
+            before = torch.get_rng_state()
+            try:
+                outputs.append(net(x))
+            except (RuntimeError, ValueError):  # what does not train on two images is told of by the first round
+                return False
+            moved |= not torch.equal(before, torch.get_rng_state())
+    same = [torch.equal(a, b) for a, b in [outputs] if isinstance(a, Tensor)]
+    return moved or not all(same)

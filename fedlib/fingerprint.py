@@ -1,0 +1,246 @@
+"""What decides a result, in a few words and numbers: a checkpoint goes on only with what it was made of.
+
+Data and partitions are hashed. A method's functions are told apart by their syntax trees. A network is asked what it
+computes: numbers that another processor gives to rounding, and another network does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import hashlib
+import itertools
+import linecache
+import sys
+import sysconfig
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedlib.data import Data, prepare
+from fedlib.dropout import own_generator
+
+IMAGES = 2  # that a network is asked about, each twice in a row, as methods that look at two views want them
+NOISE = 0.05  # on the weights it is asked with: at zero, many a branch computes nothing
+SHORT = 12  # characters of a hash that are kept
+
+
+def of_data(data: Data) -> str:
+    """A hash of all that clients learn from: images, labels, their mean and standard deviation, the number of classes.
+
+    Made once for each `Data`, and again after its tensors have been changed in place by torch.
+    """
+    tensors = [data.x_train, data.y_train, data.x_test, data.y_test]
+    versions = tuple(t._version for t in tensors)
+    if _of_data.get(data, (None,))[0] != versions:
+        rest = repr((data.mean, data.std, data.num_classes))
+        _of_data[data] = versions, _short(*map(of_tensor, tensors), rest)
+    return _of_data[data][1]
+
+
+_of_data: weakref.WeakKeyDictionary[Data, tuple] = weakref.WeakKeyDictionary()
+
+
+def of_tensor(tensor: Tensor | np.ndarray) -> str:
+    """A hash of dtype, shape and values; images in the order in which they lie in memory, which saves a copy."""
+    t = torch.as_tensor(tensor).detach().cpu()
+    rows = (t.permute(0, 2, 3, 1) if t.dim() == 4 else t).contiguous()
+    return _short(f"{t.dtype} {tuple(t.shape)}", rows.view(-1).view(torch.uint8).numpy() if rows.numel() else b"")
+
+
+def of_parts(parts: Iterable[np.ndarray] | None) -> str | None:
+    """A hash of a partition."""
+    return None if parts is None else _short(*(piece for part in parts for piece in (part, b"|")))
+
+
+def of_functions(thing: Any) -> str:
+    """A hash of what the functions in a thing do: an :class:`fedlib.algorithms.Algorithm`, a function, a dict of them.
+
+    By their syntax trees, without comments, docstrings and layout, with their defaults, with what they close over and
+    with the globals that they use; what belongs to Python or to an installed library goes by its name.
+    """
+    return _short("\n".join(_described(thing, set())))
+
+
+def of_weights(rows: Tensor) -> Tensor:
+    """(S, 2), of rows (S, P) their norm and their product with a fixed random row: equal rows have equal numbers."""
+    w = rows.detach().cpu().double()
+    ruler = torch.randn(w.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.stack([w.norm(dim=1), w @ ruler], dim=1)
+
+
+def of_network(
+    net: nn.Module, loss: Callable[..., Tensor], data: Data, normalisation: tuple | None = None
+) -> dict[str, Tensor]:
+    """What a network computes on the CPU, in training, on a few images of the data and with weights a little off.
+
+    Args:
+        net: of which a copy is asked.
+        loss: ``loss(net, x, y, counts) -> scalar``.
+        normalisation: (mean, std) of the images, or None.
+
+    Returns:
+        ``"outputs"`` (B, ...), ``"loss"`` (1,), and of each parameter's gradient norm and product (:func:`of_weights`).
+    """
+    some = torch.linspace(0, len(data.x_train) - 1, IMAGES).long().repeat_interleave(2).to(data.x_train.device)
+    x, y = data.x_train[some].cpu(), data.y_train[some].cpu()
+    with own_generator(0):
+        net = copy.deepcopy(net).cpu().train()
+        parameters = list(net.parameters())
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(NOISE * torch.randn(p.shape).to(p.dtype))
+        x = prepare(x, *(normalisation or ()), dtype=parameters[0].dtype)
+        outputs = net(x).detach()
+        value = loss(net, x, y, torch.ones(data.num_classes, dtype=parameters[0].dtype))
+        learning = [p for p in parameters if p.requires_grad]
+        gradients = torch.autograd.grad(value, learning, allow_unused=True, materialize_grads=True)
+    told = torch.cat([of_weights(g.reshape(1, -1)) for g in gradients])
+    return {"outputs": outputs.flatten(1), "loss": value.detach().reshape(1), "gradients": told}
+
+
+def differ(theirs: Tensor, ours: Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether two answers differ by more than rounding: by ``tolerance`` of the larger, as vectors."""
+    if theirs.shape != ours.shape:
+        return True
+    a, b = (t.double().nan_to_num() for t in (theirs, ours))
+    return bool((a - b).norm() > tolerance * max(a.norm(), b.norm()))
+
+
+def _short(*pieces: Any) -> str:
+    h = hashlib.sha256()
+    for piece in pieces:
+        h.update(piece.encode() if isinstance(piece, str) else memoryview(piece).cast("B") if len(piece) else b"")
+    return h.hexdigest()[:SHORT]
+
+
+# --- functions ---
+
+
+def _described(thing: Any, seen: set[int]) -> Iterator[str]:
+    """A thing in words that say what it does; parts of it that were met before are not repeated."""
+    if isinstance(thing, (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)):
+        yield f"{type(thing).__name__} {thing!r}"
+    elif id(thing) in seen:
+        yield "again"
+    elif isinstance(thing, Tensor) or isinstance(thing, np.ndarray) and thing.dtype.kind != "O":
+        yield of_tensor(thing)
+    else:
+        seen.add(id(thing))
+        yield from _of_object(thing, seen)
+
+
+def _of_object(thing: Any, seen: set[int]) -> Iterator[str]:
+    parts: Iterable[Any]
+    if isinstance(thing, Mapping):
+        name, parts = "mapping", itertools.chain.from_iterable(thing.items())
+    elif isinstance(thing, Set):
+        name, parts = "set", sorted(thing, key=repr)
+    elif isinstance(thing, Sequence):
+        name, parts = "sequence", thing
+    elif isinstance(thing, functools.partial):
+        name, parts = "partial", (thing.func, thing.args, thing.keywords)
+    elif isinstance(thing, types.MethodType):
+        name, parts = "method", (thing.__func__, thing.__self__)
+    elif _installed(thing):
+        name, parts = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing)}", ()
+    elif isinstance(thing, types.FunctionType):
+        name, parts = _tree(thing.__code__), _used(thing)
+    elif isinstance(thing, type):
+        name, parts = thing.__qualname__, [f for f in vars(thing).values() if isinstance(f, types.FunctionType)]
+    else:
+        name, parts = "object", (type(thing), getattr(thing, "__dict__", {}))
+    yield name
+    for part in parts:
+        yield from _described(part, seen)
+    yield "end"
+
+
+def _installed(thing: Any) -> bool:
+    """Whether a thing belongs to Python or to an installed library other than fedlib: it goes by its name."""
+    if isinstance(thing, (types.ModuleType, types.BuiltinFunctionType)):
+        return True
+    if not isinstance(thing, (types.FunctionType, type)):
+        return False
+    top = thing.__module__.partition(".")[0] if thing.__module__ else "builtins"
+    if top in sys.stdlib_module_names and top != "__main__":
+        return True
+    file = getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
+    return top != "fedlib" and file.startswith(tuple(_libraries()))
+
+
+@functools.cache
+def _libraries() -> list[str]:
+    return [sysconfig.get_paths()[name] for name in ("purelib", "platlib")]
+
+
+def _used(function: types.FunctionType) -> Iterator[Any]:
+    """What a function needs beside its arguments: defaults, what it closes over, globals; not how they are called."""
+    yield function.__defaults__
+    yield function.__kwdefaults__
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        yield name
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a cell that is not filled yet
+            yield "empty"
+    for name in sorted(set(_names(function.__code__))):
+        if name in function.__globals__:
+            yield name
+            yield function.__globals__[name]
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names that code, and the code inside it, may look up among the globals."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _names(inner)
+
+
+def _tree(code: types.CodeType) -> str:
+    """A function's source without comments, docstrings and layout; its bytecode where there is no source."""
+    try:
+        candidates = [node for node in ast.walk(_parsed(code.co_filename)) if _is_of(node, code)]
+    except (SyntaxError, ValueError):
+        candidates = []
+    if not candidates:
+        return _bytes_of(code)
+    trees = [ast.unparse(_without_docstrings(copy.deepcopy(node))) for node in candidates]
+    # Two functions of one name that begin on one line cannot be told apart by their place.
+    return trees[0] if len(trees) == 1 else "\n".join([*trees, _bytes_of(code)])
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(file: str) -> ast.AST:
+    return ast.parse("".join(linecache.getlines(file)))
+
+
+def _is_of(node: ast.AST, code: types.CodeType) -> bool:
+    if isinstance(node, ast.Lambda):
+        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        return code.co_name == node.name and first == code.co_firstlineno
+    return False
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _bytes_of(code: types.CodeType) -> str:
+    constants = [_bytes_of(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {constants} {code.co_names}"
