@@ -165,6 +165,10 @@ class Algorithm:
     server: ServerOpt = ServerOpt()
 
     def __post_init__(self):
+        if not isinstance(self.objective, Objective):
+            raise ValueError(f"objective must be an Objective(loss), got {self.objective!r}")
+        if not isinstance(self.server, ServerOpt):
+            raise ValueError(f"server must be a ServerOpt(move), got {self.server!r}")
         for name, value in self.settings.items():
             check_setting(name, value)
 

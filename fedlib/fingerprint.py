@@ -166,18 +166,19 @@ def _installed(thing: Any) -> bool:
     """Whether a thing belongs to Python or to an installed library other than fedlib: it goes by its name."""
     if isinstance(thing, (types.ModuleType, types.BuiltinFunctionType)):
         return True
-    if not isinstance(thing, (types.FunctionType, type)):
+    if not isinstance(thing, (types.FunctionType, type)) or str(thing.__module__).partition(".")[0] == "fedlib":
         return False
-    top = thing.__module__.partition(".")[0] if thing.__module__ else "builtins"
-    if top in sys.stdlib_module_names and top != "__main__":
-        return True
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
-    return top != "fedlib" and file.startswith(tuple(_libraries()))
+    if isinstance(thing, types.FunctionType):
+        return thing.__code__.co_filename.startswith(_libraries())
+    home = sys.modules.get(thing.__module__)
+    if home is None or thing.__module__ == "__main__":
+        return False
+    return (getattr(home, "__file__", None) or _libraries()[0]).startswith(_libraries())  # no file: it is built in
 
 
 @functools.cache
-def _libraries() -> list[str]:
-    return [sysconfig.get_paths()[name] for name in ("purelib", "platlib")]
+def _libraries() -> tuple[str, ...]:
+    return tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
 def _used(function: types.FunctionType) -> Iterator[Any]:
@@ -206,29 +207,27 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def _tree(code: types.CodeType) -> str:
     """A function's source without comments, docstrings and layout; its bytecode where there is no source."""
-    try:
-        candidates = [node for node in ast.walk(_parsed(code.co_filename)) if _is_of(node, code)]
-    except (SyntaxError, ValueError):
-        candidates = []
-    if not candidates:
-        return _bytes_of(code)
-    trees = [ast.unparse(_without_docstrings(copy.deepcopy(node))) for node in candidates]
+    linecache.checkcache(code.co_filename)
+    trees = _functions("".join(linecache.getlines(code.co_filename))).get((code.co_name, code.co_firstlineno), [])
     # Two functions of one name that begin on one line cannot be told apart by their place.
     return trees[0] if len(trees) == 1 else "\n".join([*trees, _bytes_of(code)])
 
 
 @functools.lru_cache(maxsize=32)
-def _parsed(file: str) -> ast.AST:
-    return ast.parse("".join(linecache.getlines(file)))
-
-
-def _is_of(node: ast.AST, code: types.CodeType) -> bool:
-    if isinstance(node, ast.Lambda):
-        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-        return code.co_name == node.name and first == code.co_firstlineno
-    return False
+def _functions(source: str) -> dict[tuple[str, int], list[str]]:
+    """The functions of a file, by name and first line: what is left of them without comments and docstrings."""
+    found: dict[tuple[str, int], list[str]] = {}
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return found
+    for node in ast.walk(_without_docstrings(tree)):
+        if isinstance(node, ast.Lambda):
+            found.setdefault(("<lambda>", node.lineno), []).append(ast.unparse(node))
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            found.setdefault((node.name, first), []).append(ast.unparse(node))
+    return found
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:

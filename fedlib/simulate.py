@@ -880,18 +880,18 @@ def _probe(net: nn.Module, data: Data, labels: bool = True) -> Probe:
         ValueError: it does not fit the images or, if there are ``labels``, the classes.
     """
     net, dtype = copy.deepcopy(net).cpu(), next(net.parameters()).dtype
-    layers, x = keyed(net), prepare(data.x_train[:2].cpu(), dtype=dtype)
-    with torch.no_grad(), one_thread(x.device):
-        channels_last = convolutional(net) and not data.is_text
+    layers, images = keyed(net), data.x_train[:2].cpu()
+    channels_last = convolutional(net) and not data.is_text
+    with torch.no_grad(), one_thread(images.device):
         try:
             try:
-                x = x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous()
+                x = prepare(_lying(images, channels_last), dtype=dtype)
                 logits = net.eval()(x)
             except RuntimeError:
                 if not channels_last:
                     raise
                 # .view(len(x), -1) after a convolution: such a network gets its images as N,C,H,W
-                channels_last, x = False, x.contiguous()
+                channels_last, x = False, prepare(_lying(images, False), dtype=dtype)
                 logits = net(x)
         except RuntimeError as error:
             kind = "windows" if data.is_text else "images"
@@ -903,7 +903,14 @@ def _probe(net: nn.Module, data: Data, labels: bool = True) -> Probe:
                 f"the network gives {logits.shape[-1]} logits, but {data.name!r} has {data.num_classes} classes"
             )
         drawn = [_draws(net.train(mode), layers, x) for mode in (True, False)]
-    return Probe(channels_last, bool(layers), *drawn)
+    return Probe(channels_last, any(layer.p > 0 for layer in layers), *drawn)
+
+
+def _lying(images: Tensor, channels_last: bool) -> Tensor:
+    """The images in the memory of a batch; for a single channel the strides, too, are those of training."""
+    if not channels_last:
+        return images.clone(memory_format=torch.contiguous_format)
+    return images.permute(0, 2, 3, 1).index_select(0, torch.arange(len(images))).movedim(-1, -3)
 
 
 def _draws(net: nn.Module, layers: list, x: Tensor) -> bool:

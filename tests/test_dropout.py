@@ -34,10 +34,8 @@ def perceptron():
 
 
 def convolutional():
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.SELU(), nn.Dropout2d(0.3), nn.FeatureAlphaDropout(0.2), nn.Flatten(), nn.AlphaDropout(0.2),
-        nn.Linear(96, 4),
-    )  # fmt: skip
+    dropped = nn.Dropout2d(0.3), nn.FeatureAlphaDropout(0.2), nn.Flatten(), nn.AlphaDropout(0.2)
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.SELU(), *dropped, nn.Linear(96, 4))
 
 
 class Noisy(nn.Module):

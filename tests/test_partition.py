@@ -1,4 +1,7 @@
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -442,14 +445,100 @@ def test_counts_agrees_with_a_plain_loop(clients, seed):
 
 
 def test_counts_refuses():
-    with pytest.raises(ValueError, match=r"parts\[1\] has indices 1000..1000, but there are 1000 labels"):
+    with pytest.raises(ValueError, match=r"parts\[1\] must hold positions from 0 to 999, got 1000 to 1000"):
         P.counts([torch.tensor([0]), torch.tensor([1000])], LABELS, 10)
-    with pytest.raises(ValueError, match=r"parts\[0\] has indices -1"):
+    with pytest.raises(ValueError, match=r"parts\[0\] must hold positions from 0 to 999, got -1"):
         P.counts([torch.tensor([-1])], LABELS, 10)
-    with pytest.raises(ValueError, match=r"parts\[0\] must be a 1-D tensor of indices, got float32"):
+    with pytest.raises(ValueError, match=r"parts\[0\] must hold whole numbers, .*; got float32"):
         P.counts([torch.tensor([0.5])], LABELS, 10)
     with pytest.raises(ValueError, match="num_classes=9, but labels go up to 9"):
         P.counts([torch.tensor([0])], LABELS, 9)
+
+
+# --- one reading of parts, wherever they are given ---
+
+WIDTHS = [
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+    "int32",
+    "uint32",
+    "int64",
+    "uint64",
+    ">i2",
+    ">i4",
+    ">u4",
+    ">i8",
+    ">u8",
+    "O",
+]
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=8), max_size=5), st.sampled_from(WIDTHS))
+@settings(max_examples=150, deadline=None)
+def test_positions_of_any_width_are_exact(parts, dtype):
+    wanted = [np.array(part, np.int64) for part in parts]
+    for given_as in (
+        [np.array(part, dtype) for part in parts],
+        (np.array(part, dtype) for part in parts),
+        [np.array(part * 2, dtype)[: len(part)] for part in parts],
+        parts,
+        [tuple(part) for part in parts],
+        [torch.tensor(part, dtype=torch.int64) for part in parts],
+        [pd.Index(part, dtype="int64") for part in parts],
+    ):
+        found = P.positions("parts", given_as, 100)
+        assert [part.dtype for part in found] == [np.dtype(np.int64)] * len(parts)
+        assert all(map(np.array_equal, found, wanted)) and len(found) == len(wanted)
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.sampled_from(WIDTHS))
+@settings(max_examples=30, deadline=None)
+def test_a_table_is_a_list_of_its_rows(clients, each, dtype):
+    table = np.arange(clients * each).reshape(clients, each)
+    for rows in (table.astype(dtype), torch.from_numpy(table), table.tolist(), range(0)):
+        found = P.positions("parts", rows, 100)
+        assert np.array_equal(np.array(found).reshape(-1), table.ravel() if len(rows) else [])
+
+
+JUNK = {
+    "a mask": (np.arange(10) < 5, "is a mask of 10 booleans; .*flatnonzero"),
+    "a mask of torch": (torch.arange(10) < 5, "is a mask of 10 booleans; .*flatnonzero"),
+    "a list of booleans": ([True, False], "is a mask of 2 booleans"),
+    "a mask of numbers": (np.arange(10, dtype=np.uint8) // 5, "nothing but 0 and 1, .* a mask"),
+    "a mixed list": ([True, 3], "is a mask"),
+    "fractions": ([0.0, 1.0], "must hold whole numbers, positions from 0 to 9; got float64"),
+    "words": (["1", "2"], "must hold whole numbers"),
+    "fractions as objects": (np.array([1, 2.5], object), "must hold whole numbers"),
+    "booleans as objects": (np.array([True, 2], object), "must hold whole numbers"),
+    "half of torch": (torch.tensor([1.0], dtype=torch.bfloat16), "must (be|hold)"),
+    "beyond int64": (np.array([2**63], np.uint64), "must hold positions from 0 to 9, got 9223372036854775808"),
+    "beyond uint64": ([2**70], "must hold positions from 0 to 9, got 1180591620717411303424"),
+    "negative": ([-1], "must hold positions from 0 to 9, got -1 to -1"),
+    "too large": ([3, 10], "must hold positions from 0 to 9, got 3 to 10"),
+    "a table": (np.zeros((2, 2), int), r"must be a 1-D array of positions, got int64 of shape \(2, 2\)"),
+    "ragged": ([[1, 2], [3]], "must be a 1-D array of positions"),
+    "one number": (3, "must be a 1-D array of positions, .*stands in a list: parts=.array."),
+    "nothing": (None, "must be a 1-D array of positions"),
+    "masked": (np.ma.masked_array([1, 2], [True, False]), "has masked entries; give .*compressed"),
+    "a subset": (torch.utils.data.Subset([0] * 10, [1, 2]), "got a Subset; give its .indices"),
+}
+
+
+@pytest.mark.parametrize("part, message", JUNK.values(), ids=JUNK)
+def test_positions_of_another_kind_are_refused(part, message):
+    for more, name in (([], "parts[0]"), ([[1, 2]], "parts[1]")):
+        with pytest.raises(ValueError, match="^" + re.escape(name) + " .*" + message):
+            P.positions("parts", [*more, part], 10)
+        with pytest.raises(ValueError, match="^" + re.escape(name)):
+            P.counts([*more, part], np.zeros(10, int), 1)
+
+
+@pytest.mark.parametrize("parts", [None, 3, "0123", {0: [1], 1: [2]}, {1, 2}, np.array(3), torch.tensor(3)])
+def test_parts_of_another_kind_are_refused(parts):
+    with pytest.raises(ValueError, match="^test_parts must be a list of one index array per client, got"):
+        P.positions("test_parts", parts, 10)
 
 
 @every_method

@@ -77,7 +77,7 @@ PROX = {"algorithm": fl.algorithms.fedprox()}
         ({"seed": [True]}, "seed must be a number, got True"),
         ({"weight_decay": [-1e-4]}, "weight_decay must be finite and not negative, got -0.0001"),
         ({"clip": [0.0]}, "clip must be positive, or None for no clipping, got 0.0"),
-        ({"seed": [-1]}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": [-1]}, r"seed must be a whole number from 0 to 2\*\*64 - 1, got -1"),
         ({"lr_decay": 1.5}, re.escape("lr_decay must lie in (0, 1], got 1.5")),
         ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
         ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
@@ -103,7 +103,7 @@ PROX = {"algorithm": fl.algorithms.fedprox()}
         ({"precision": "tf32"}, "needs a CUDA device"),
         ({"device": "tpu"}, "device must be 'cpu', 'cuda' or another name torch knows, got 'tpu'"),
         ({"test_parts": [torch.arange(3)]}, "one index tensor per client, got 1 for 4 clients"),
-        ({"test_parts": [torch.tensor([99])] * 4}, "test_parts.0. must be a 1-D tensor of positions from 0 to 29"),
+        ({"test_parts": [torch.tensor([99])] * 4}, "test_parts.0. must hold positions from 0 to 29, got 99 to 99"),
     ],
 )
 def test_bad_arguments_are_refused(data, parts, wrong, message):
@@ -114,7 +114,7 @@ def test_bad_arguments_are_refused(data, parts, wrong, message):
 def test_bad_partitions_are_refused(data, parts):
     with pytest.raises(ValueError, match="parts leaves client 2 without images"):
         sweep(data, [parts[0], parts[1], torch.tensor([], dtype=torch.long)])
-    with pytest.raises(ValueError, match=re.escape("parts[0] must be a 1-D tensor of positions from 0 to 59")):
+    with pytest.raises(ValueError, match=re.escape("parts[0] must hold positions from 0 to 59, got 3 to 60")):
         sweep(data, [torch.tensor([3, 60])])
     with pytest.raises(ValueError, match="at least one client"):
         sweep(data, [])
@@ -298,7 +298,7 @@ def test_a_damaged_checkpoint_is_named(data, parts, tmp_path):
     path = tmp_path / "run.pt"
     sweep(data, parts, checkpoint=path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match=f"{path} cannot be read .* delete it"):
+    with pytest.raises(ValueError, match=f"{path} cannot be read .* damaged, .* give this run another file"):
         sweep(data, parts, checkpoint=path)
 
 
