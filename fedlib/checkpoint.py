@@ -38,7 +38,7 @@ def place(path: Any) -> Path:
     Raises:
         ValueError: no path, or that of something else than a file.
     """
-    if not isinstance(path, (str, os.PathLike)) or isinstance(path, bytes) or not os.fspath(path):
+    if not isinstance(path, (str, os.PathLike)) or os.fspath(path) in ("", b"") or b"\0" in os.fsencode(path):
         raise ValueError(f"checkpoint must be the path of a file, got {path!r}")
     try:
         file = Path(path).expanduser()

@@ -373,6 +373,7 @@ class Trainer:
         self.text = images.dim() == 2
         # Batches lie in memory as the network likes it: N,H,W,C for convolutions, N,C,H,W for layers that flatten it.
         self.channels_last = not self.text and (convolutional(net) if channels_last is None else channels_last)
+        self.strict = not self.channels_last and convolutional(net)
         self.images = images.permute(0, 2, 3, 1) if self.channels_last else images.contiguous()
         self.labels = labels
         self.mean, self.std = normalisation or (None, None)
@@ -493,6 +494,8 @@ class Trainer:
             x = x.movedim(-1, -3)
         if batches.shift is not None and batches.flip is not None:
             x = augment(x, batches.shift[rows, t, :size], batches.flip[rows, t, :size], self.padding)
+            if self.strict:  # augment works on N,H,W,C, which the strides of a single channel still show
+                x = x.clone(memory_format=torch.contiguous_format)
         x = prepare(x, self.mean, self.std, dtype=self.dtype)
         if batches.view is not None:
             x = distort(x, batches.view[rows, t, :size])

@@ -371,7 +371,8 @@ class Simulation:
         # A copy, because rounds change its stage and a caller's function may give a network it still needs.
         self.net, self.data, self.given = copy.deepcopy(networks[0]), data.to(self.device), data
         if not self.probe.channels_last:
-            lies = {name: getattr(self.data, name).contiguous() for name in ("x_train", "x_test")}
+            # A clone, because contiguous() leaves the strides of a single channel as they are.
+            lies = {name: _lying(getattr(self.data, name), False) for name in ("x_train", "x_test")}
             self.data = replace(self.data, **lies)
         self.layout = Layout(self.net)
         pairs = zip(*(self.layout.read(net) for net in networks), strict=True)
@@ -797,14 +798,23 @@ def _device(wanted: str | torch.device | None) -> torch.device:
 def _networks(model: nn.Module | Callable[[], nn.Module], seeds: list[int], dtype: torch.dtype) -> list[nn.Module]:
     """The initial network of every run: the same for equal seeds."""
     if isinstance(model, nn.Module):
+        _check_model(model)
         return [copy.deepcopy(model).cpu().to(dtype)] * len(seeds)
     made = {}
     for seed in seeds:
         if seed not in made:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                made[seed] = model().to(dtype)
+                made[seed] = _check_model(model()).to(dtype)
     return [made[seed] for seed in seeds]
+
+
+def _check_model(net: object) -> nn.Module:
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"model must give a torch.nn.Module, got {net!r}")
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ValueError(f"model must have parameters that learn, got {type(net).__name__} without any")
+    return net
 
 
 def _choose_engine(net: nn.Module, device: torch.device, data: Data, rows: int) -> str:

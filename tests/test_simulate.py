@@ -1,7 +1,11 @@
 """What a run does when something goes wrong: bad arguments, divergence, interruption, a full disk."""
 
+import copy
+import dataclasses
+import io
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -12,8 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 import fedlib as fl
+from fedlib import algorithms as A
 from fedlib.data import from_arrays
 
 
@@ -109,6 +117,110 @@ PROX = {"algorithm": fl.algorithms.fedprox()}
 def test_bad_arguments_are_refused(data, parts, wrong, message):
     with pytest.raises(ValueError, match=message):
         sweep(data, parts, **wrong)
+
+
+NEVER = [object(), b"1", (), {}, [], "", "0.9", "none", 2.5, -1, 0, float("nan"), float("inf"), 2**64, np.array([]), 1j]
+ARGUMENTS = {  # argument of fl.run -> what of NEVER it takes
+    "model": [], "data": [], "parts": [], "algorithm": [], "rounds": [], "lr": [2.5, 2**64], "batch_size": [2**64],
+    "seed": [0], "weight_decay": [2.5, 0, 2**64], "clip": [2.5, float("inf"), 2**64], "settings": [{}],
+    "local_steps": [2**64], "local_epochs": [], "clients_per_round": [], "lr_decay": [], "augment": [],
+    "normalise": [0], "test_parts": [], "device": ["", "0.9", 0, -1], "engine": [], "chunk": [2**64], "wave": [2**64],
+    "workers": [2**64], "precision": [], "evaluate_every": [2**64], "checkpoint": ["0.9", "none"],
+    "checkpoint_every": [2**64], "checkpoint_minutes": [2.5, 0, float("inf"), 2**64], "progress": ["", "0.9", "none"],
+}  # fmt: skip
+
+
+@given(st.sampled_from(sorted(ARGUMENTS)), st.sampled_from(NEVER))
+@settings(max_examples=250, deadline=None, derandomize=True)
+def test_junk_is_refused_by_name(argument, value):
+    """Whatever stands in the place of one argument: a ValueError that names it before anything is trained."""
+    if any(type(value) is type(fine) and repr(value) == repr(fine) for fine in ARGUMENTS[argument]):
+        return
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (12, 4, 4), dtype=np.uint8), np.arange(12) % 3
+    noise = from_arrays("noise", images, labels, images, labels)
+    trained = []
+    method = dataclasses.replace(A.fedavg(), correct=(lambda G, W, local: trained.append(1) or G,))
+    arguments = {
+        "model": model, "data": noise, "parts": [range(6), range(6, 12)], "algorithm": method, "rounds": 1, "lr": 0.1,
+        "local_steps": 1, "progress": False,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=rf"\b{argument}\b"):
+        fl.run(**arguments | {argument: value})
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"algorithm": A.fedavg}, r"algorithm must be a method .* call it: fedavg\(\)"),
+        ({"algorithm": "fedavg"}, "algorithm must be a method such as .*, got 'fedavg'"),
+        ({"make": fl.models.mlp}, "model must be a function without arguments, got .*missing"),
+        ({"make": lambda: 3}, "model must give a torch.nn.Module, got 3"),
+        ({"make": nn.Flatten}, "model must have parameters"),
+        ({"clients_per_round": True}, "clients_per_round must be a whole number of at least 1, got True"),
+    ],
+)
+def test_what_is_easily_mistaken_is_named(data, parts, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(data, parts, **wrong)
+
+
+def test_an_algorithm_made_of_the_wrong_parts_is_refused():
+    for name in ("objective", "server"):
+        with pytest.raises(ValueError, match=f"{name} must be a"):
+            dataclasses.replace(A.fedavg(), **{name: lambda *_: 0})
+
+
+def test_parts_of_any_form_are_the_same_run(data, parts):
+    expected = weights(sweep(data, parts)[0])
+    table = np.arange(60).reshape(4, 15)
+    for same in (table, torch.from_numpy(table), table.astype(">u2"), table.tolist(), (row for row in table)):
+        assert torch.equal(weights(sweep(data, same)[0]), expected)
+    tests = np.arange(28).reshape(4, 7)
+    runs = [sweep(data, parts, test_parts=form)[0] for form in (tests, list(tests), torch.from_numpy(tests))]
+    assert all(run.history.equals(runs[0].history) for run in runs)
+
+
+@pytest.mark.parametrize("engine", ["clients", "stacked"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_that_needs_contiguous_images_trains(engine, channels):
+    """The textbook's ``x.view(len(x), -1)`` behind a convolution; flatten gives the same numbers."""
+
+    class LeNet(nn.Module):
+        def __init__(self, flatten):
+            super().__init__()
+            self.a, self.b, self.flatten = nn.Conv2d(channels, 5, 3), nn.Linear(20, 3), flatten
+
+        def forward(self, x):
+            x = torch.max_pool2d(self.a(x), 2)
+            return self.b(x.flatten(1) if self.flatten else x.view(x.size(0), -1))
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (30, 6, 6, channels), dtype=np.uint8), np.arange(30) % 3
+    coloured = from_arrays("noise", images, labels, images, labels)
+    both = [
+        sweep(coloured, [range(15), range(15, 30)], make=lambda f=f: LeNet(f), engine=engine, augment="crop")[0]
+        for f in (False, True)
+    ]
+    torch.testing.assert_close(weights(both[0]), weights(both[1]))
+    assert both[0].history["accuracy"].tolist() == both[1].history["accuracy"].tolist()
+
+
+def test_a_client_tested_on_foreign_domains_is_told():
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (24, 4, 4), dtype=np.uint8), np.arange(24) % 3
+    domain = np.repeat([0, 1], 12)
+    two = from_arrays("two", images, labels, images, labels, domains=("ink", "chalk"), domain_train=domain,
+                      domain_test=domain)  # fmt: skip
+    own = [range(12), range(12, 24)]
+    with pytest.warns(
+        UserWarning, match="tests 2 of 2 clients on domains that they do not train on .client 0 on 'chalk'"
+    ):
+        sweep(two, own, test_parts=[range(0, 24, 2), range(1, 24, 2)])
+    mixed = [range(0, 24, 2), range(1, 24, 2)]
+    for fine in ((own, own), (mixed, own), (mixed, mixed)):
+        sweep(two, fine[0], test_parts=fine[1])  # a warning would be an error here
 
 
 def test_bad_partitions_are_refused(data, parts):
@@ -358,3 +470,161 @@ def test_control_variates_really_update(data, parts):
     """With SCAFFOLD's memory stuck at zero it would be FedAvg."""
     plain, corrected = (sweep(data, parts, getattr(fl.algorithms, name)())[0] for name in ("fedavg", "scaffold"))
     assert (weights(plain) - weights(corrected)).abs().max() > 1e-3
+
+
+# --- a server that is not finite ---
+
+
+def run_into_nan(data, parts, at=3, what="w", rounds=6, **options):
+    """FedAvg whose server's weights or memory are no numbers after round ``at`` (1, 2, ...) of the run with lr 0.1."""
+
+    def move(w, update):
+        update.memory["m"] += 1
+        if update.round == at - 1:
+            (update.delta if what == "w" else update.memory["m"])[:, 0] = math.nan
+        return w + update.delta
+
+    method = dataclasses.replace(A.fedavg(), server=A.ServerOpt(move, {"m": 0.0}))
+    return sweep(data, parts, method, rounds=rounds, **options)
+
+
+@pytest.mark.parametrize("what", ["w", "m"])
+def test_a_server_that_is_not_finite_ends_the_run_before_it_is_evaluated(data, parts, what):
+    with pytest.warns(
+        UserWarning, match="diverged in round 3: the server's weights, memory .* not finite after its step"
+    ):
+        run = run_into_nan(data, parts, what=what)[0]
+    assert run.history["round"].tolist() == [1, 2] and "round 3: the server's" in run.diverged
+    assert torch.equal(weights(run), weights(sweep(data, parts, rounds=2)[0]))  # the last finite ones
+
+
+def test_one_server_that_is_not_finite_leaves_the_others_alone(data, parts):
+    """fedadam_eps whose eps underflows: where nothing has ever moved, 0 / 0."""
+    black = dataclasses.replace(data, x_train=data.x_train.clone())
+    black.x_train[:, :, 0] = 0  # their weights never move
+    method = A.fedadam_eps(eps_decay=0.01)
+    options = {"rounds": 40, "local_steps": 1, "evaluate_every": 40, "settings": {"eps_decay": [0.01, 1.0]}}
+    with pytest.warns(UserWarning, match="the server's"):
+        lost, kept = sweep(black, parts, method, **options)
+    assert lost.diverged and not kept.diverged and weights(lost).isfinite().all() and len(kept.history) == 1
+    alone = sweep(black, parts, method, **options | {"settings": {"eps_decay": [1.0]}})[0]
+    assert torch.equal(weights(kept), weights(alone))
+
+
+def test_batch_statistics_that_are_not_finite_end_a_run(data, parts):
+    class Endless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(16, 3)
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x):
+            if self.training:
+                self.count += math.inf
+            return self.f(x.flatten(1))
+
+    with pytest.warns(UserWarning, match="diverged in round 1: the server's .* batch statistics"):
+        run = sweep(data, parts, make=Endless, engine="clients")[0]
+    assert run.history.empty and weights(run).isfinite().all()
+
+
+@pytest.mark.parametrize("method", [A.scaffold(), A.scaffold(weighted=True), A.fednar(A.scaffold()), A.feddyn()])
+def test_a_rate_that_underflows_stands_still(data, parts, method):
+    options = {"rounds": 60, "lr_decay": 0.05, "local_steps": 1, "evaluate_every": 60}
+    run = sweep(data, parts, method, **options)[0]
+    assert run.diverged is None and weights(run).isfinite().all()
+
+
+# --- runs that travel ---
+
+
+@pytest.mark.parametrize("method", [A.fedavg(), A.fedbn()])
+def test_runs_are_pickled_with_their_models(data, parts, method):
+    runs = sweep(
+        data, parts, method, make=lambda: model("batch"), lr=[0.1, 0.3], test_parts=np.arange(28).reshape(4, 7)
+    )
+    file = io.BytesIO()
+    torch.save(runs, file)
+    file.seek(0)
+    for back in (pickle.loads(pickle.dumps(runs)), torch.load(file, weights_only=False), copy.deepcopy(runs)):
+        for ours, theirs in zip(runs, back, strict=True):
+            assert (
+                theirs.config == ours.config
+                and theirs.history.equals(ours.history)
+                and theirs.clients.equals(ours.clients)
+            )
+            for client in (None, 0, 3):
+                assert torch.equal(weights(theirs, client), weights(ours, client))
+    one = len(pickle.dumps(runs[0]))
+    assert one < 20 * 4 * weights(runs[0]).numel() + 60_000  # neither the data nor the other runs go along
+    for wrong in (4, -1, 1.0, True):
+        with pytest.raises(ValueError, match="client must be a number from 0 to 3"):
+            runs[0].model(wrong)
+
+
+# --- checkpoints, and disks that are no good ---
+
+
+@pytest.mark.parametrize(
+    "before, then, lines",
+    [
+        ((20, None), (40, None), range(2, 41, 2)),  # every round, then every second
+        ((40, None), (50, None), range(2, 51, 2)),  # every second is the default of both
+        ((40, None), (60, None), range(2, 61, 2)),  # every third was not evaluated: as before
+        ((6, 2), (9, 3), None),
+        ((6, 2), (8, 4), [4, 8]),
+        ((6, 6), (8, None), None),
+    ],
+)
+def test_more_rounds_have_the_lines_that_are_there(data, parts, tmp_path, before, then, lines):
+    def go(rounds, every, **more):
+        return sweep(data, parts, rounds=rounds, evaluate_every=every, local_steps=1, **more)[0]
+
+    file = tmp_path / "run.pt"
+    go(*before, checkpoint=file)
+    if lines is None and then[1] is not None:
+        with pytest.raises(ValueError, match=f"not every {then[1]}; give evaluate_every={before[1]}"):
+            go(*then, checkpoint=file)
+        return
+    longer = go(*then, checkpoint=file)
+    wanted = [6, 8] if lines is None else list(lines)
+    assert longer.history["round"].tolist() == wanted
+    assert torch.equal(weights(longer), weights(go(*then)))
+
+
+def test_a_home_folder_is_meant_by_a_tilde(data, parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    sweep(data, parts, checkpoint="~/runs/a.pt")
+    assert [p.name for p in (tmp_path / "home" / "runs").iterdir()] == ["a.pt"] and not (tmp_path / "~").exists()
+
+
+def test_a_folder_is_no_checkpoint_and_nobody_says_delete(data, parts, tmp_path):
+    with pytest.raises(ValueError, match="checkpoint must be the path of a file, but .* is a folder") as refused:
+        sweep(data, parts, checkpoint=tmp_path)
+    assert "delete" not in str(refused.value)
+    with pytest.raises(ValueError, match="is a device or pipe"):
+        sweep(data, parts, checkpoint=os.devnull)
+    with pytest.raises(ValueError, match="checkpoint must be the path of a file, got 'nul"):
+        sweep(data, parts, checkpoint="nul\0l")
+
+
+@pytest.mark.parametrize("where", ["file/run.pt", "file/deeper/run.pt", "x" * 300])
+def test_what_cannot_be_written_is_told_before_the_first_round_and_costs_nothing(data, parts, tmp_path, where):
+    (tmp_path / "file").write_text("precious")
+    with pytest.warns(UserWarning) as told:
+        run = sweep(data, parts, checkpoint=tmp_path / where)[0]
+    first, *_, last = [str(one.message) for one in told]
+    assert "cannot be written" in first and "could not write checkpoint" in last and "round 4" in last
+    assert torch.equal(weights(run), weights(sweep(data, parts)[0]))
+    assert (tmp_path / "file").read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_trying_a_path_leaves_nothing(data, parts, tmp_path):
+    def stop(w, update):
+        raise KeyboardInterrupt
+
+    method = dataclasses.replace(A.fedavg(), server=A.ServerOpt(stop))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(data, parts, method, checkpoint=tmp_path / "run.pt")
+    assert not list(tmp_path.iterdir())
