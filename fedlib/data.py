@@ -7,7 +7,9 @@ downloaded is never unpickled. Images of several domains come from `fedlib.domai
 
 import dataclasses
 import functools
+import gzip
 import inspect
+import math
 import os
 import tarfile
 import warnings
@@ -21,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from fedlib import checks
-from fedlib.files import replacing
+from fedlib.files import have, replacing
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DOMAIN_KEYS = ("domain_train", "domain_test")
@@ -531,26 +533,47 @@ def _digits(root: Path, download: bool) -> Data:
 
 
 def _idx_arrays(root: Path, download: bool, dataset: str) -> dict[str, np.ndarray]:
-    """MNIST and its kin, from the IDX files in <root>/<dataset>/raw; torchvision checks the md5 of downloads."""
+    """MNIST and its kin, from the IDX files in <root>/<dataset>/raw."""
     import torchvision.datasets
 
+    source = getattr(torchvision.datasets, dataset)
+    for file, md5 in source.resources:
+        packed = root / dataset / "raw" / file
+        unpacked = packed.with_suffix("")
+        if (flaw := _idx_flaw(unpacked)) and not download:
+            raise FileNotFoundError(flaw)
+        elif flaw:
+            have(packed, [mirror + file for mirror in source.mirrors], md5)
+            with gzip.open(packed) as whole, replacing(unpacked) as part:
+                part.write_bytes(whole.read())
     arrays = {}
     for split in ("train", "test"):
-        found = getattr(torchvision.datasets, dataset)(str(root), train=split == "train", download=download)
+        found = source(str(root), train=split == "train", download=False)
         arrays |= {f"x_{split}": found.data.numpy(), f"y_{split}": found.targets.numpy()}
     return arrays
 
 
+def _idx_flaw(path: Path) -> str:
+    """What keeps `path` from being a whole IDX file of bytes: 0, 0, 8, number of dimensions, their sizes, the bytes."""
+    if not path.is_file():
+        return f"{path} is missing"
+    with path.open("rb") as file:
+        zero, dimensions = file.read(3), int.from_bytes(file.read(1), "big")
+        told = 4 + 4 * dimensions + math.prod(int.from_bytes(file.read(4), "big") for _ in range(dimensions))
+    if zero != b"\0\0\x08" or not dimensions:
+        return f"{path} is damaged: it does not begin as an IDX file of bytes"
+    size = path.stat().st_size
+    return "" if size == told else f"{path} is damaged: it has {size:,} bytes, and its first ones promise {told:,}"
+
+
 def _usps_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
     import torchvision.datasets
-    from torchvision.datasets.utils import download_url
 
-    arrays = {}
+    source, arrays = torchvision.datasets.USPS, {}
     for split in ("train", "test"):
-        if download:  # torchvision's USPS trusts whatever file is there; this fetches anew what fails its md5
-            url, file, md5 = torchvision.datasets.USPS.split_list[split]
-            download_url(url, str(root), file, md5)
-        found = torchvision.datasets.USPS(str(root), train=split == "train", download=False)
+        url, file, md5 = source.split_list[split]
+        have(root / file, [url], md5, download)
+        found = source(str(root), train=split == "train", download=False)
         arrays |= {f"x_{split}": found.data, f"y_{split}": np.asarray(found.targets)}
     return arrays
 
@@ -562,9 +585,11 @@ def _svhn_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
         raise ImportError("the data set 'svhn' needs scipy to read .mat files: pip install scipy") from error
     import torchvision.datasets
 
-    arrays = {}
+    source, arrays = torchvision.datasets.SVHN, {}
     for split in ("train", "test"):
-        found = torchvision.datasets.SVHN(str(root), split=split, download=download)
+        url, file, md5 = source.split_list[split]
+        have(root / file, [url], md5, download)
+        found = source(str(root), split=split, download=False)
         arrays |= {f"x_{split}": found.data.transpose(0, 2, 3, 1), f"y_{split}": found.labels}
     return arrays
 
@@ -577,20 +602,18 @@ def _cifar_arrays(
     torchvision's own CIFAR classes unpickle the Python version of the archive once its md5 fits. An md5 guards against
     accidents, not against intent, so the binary version, the same images in plain records, is used instead.
     """
-    from torchvision.datasets.utils import check_integrity, download_url
-
     archive = root / url.rsplit("/", 1)[1]
-    if download:
-        download_url(url, str(root), archive.name, md5)
-    elif not check_integrity(str(archive), md5):
-        raise FileNotFoundError(f"{archive} is missing, or its md5 is not {md5}")
+    have(archive, [url], md5, download)
     arrays = {}
-    with tarfile.open(archive) as tar:  # members are read in memory; nothing is extracted to disk
-        for split, members in (("train", train), ("test", test)):
-            raw = b"".join(cast(IO[bytes], tar.extractfile(member)).read() for member in members)
-            records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
-            arrays[f"x_{split}"] = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            arrays[f"y_{split}"] = records[:, label_bytes - 1]
+    try:
+        with tarfile.open(archive) as tar:  # members are read in memory; nothing is extracted to disk
+            for split, members in (("train", train), ("test", test)):
+                raw = b"".join(cast(IO[bytes], tar.extractfile(member)).read() for member in members)
+                records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
+                arrays[f"x_{split}"] = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+                arrays[f"y_{split}"] = records[:, label_bytes - 1]
+    except Exception as error:  # ReadError, EOFError, KeyError of a member, a record too short ...
+        raise ValueError(f"{archive}: {error}") from error
     return arrays
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import sys
@@ -504,6 +505,7 @@ class FakeMNIST:
     """Stands in for torchvision.datasets.MNIST."""
 
     calls: list = []
+    resources: list = []
 
     def __init__(self, root, train, download):
         self.calls.append((root, train, download))
@@ -515,7 +517,8 @@ class FakeMNIST:
 
 def failing(error):
     class Failing:
-        split_list = {"train": ("u", "f", "m"), "test": ("u", "f", "m")}
+        resources = ()
+        split_list = dict.fromkeys(("train", "test"), ("https://a/f", "f", hashlib.md5(b"").hexdigest()))
 
         def __init__(self, *_, **__):
             raise error
@@ -528,7 +531,7 @@ def test_public_set_is_decoded_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(FakeMNIST, "calls", [])
     root = tmp_path / "new" / "folder"
     first = data.load("mnist", root=root)
-    assert FakeMNIST.calls == [(str(root), True, True), (str(root), False, True)]
+    assert FakeMNIST.calls == [(str(root), True, False), (str(root), False, False)]
     assert [p.name for p in root.iterdir()] == ["mnist.npz"]  # no temporary file is left
     second = data.load("mnist", root=root, download=False)
     assert len(FakeMNIST.calls) == 2
@@ -544,15 +547,14 @@ def test_svhn_and_usps_are_turned_into_the_same_form(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
 
     class SVHN:
+        split_list = {split: (f"https://a/{split}", split, "") for split in ("train", "test")}
+
         def __init__(self, root, split, download):
             n = {"train": 20, "test": 10}[split]
             self.data, self.labels = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), np.arange(n) % 10
 
     class USPS:
-        split_list = {
-            "train": ("https://a/usps.bz2", "usps.bz2", "1"),
-            "test": ("https://a/usps.t.bz2", "usps.t.bz2", "2"),
-        }
+        split_list = SVHN.split_list
 
         def __init__(self, root, train, download):
             n = 20 if train else 10
@@ -561,13 +563,10 @@ def test_svhn_and_usps_are_turned_into_the_same_form(monkeypatch, tmp_path):
     fetched = []
     monkeypatch.setattr("torchvision.datasets.SVHN", SVHN)
     monkeypatch.setattr("torchvision.datasets.USPS", USPS)
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *a: fetched.append(a))
+    monkeypatch.setattr(data, "have", lambda *a: fetched.append(a))
     assert data.load("svhn", root=tmp_path).shape == (3, 32, 32)
     assert data.load("usps", root=tmp_path).shape == (1, 16, 16)
-    assert fetched == [
-        ("https://a/usps.bz2", str(tmp_path), "usps.bz2", "1"),
-        ("https://a/usps.t.bz2", str(tmp_path), "usps.t.bz2", "2"),
-    ]
+    assert fetched == 2 * [(tmp_path / s, [f"https://a/{s}"], "", True) for s in ("train", "test")]
 
 
 def cifar_archive(root, label_bytes):
@@ -604,7 +603,7 @@ def test_cifar_records_are_read_without_unpickling(tmp_path, label_bytes, downlo
 
 def test_cifar_archive_with_another_checksum_is_refused(tmp_path):
     read, _, _ = cifar_archive(tmp_path, 1)
-    with pytest.raises(FileNotFoundError, match="c.tar.gz is missing, or its md5 is not 00"):
+    with pytest.raises(FileNotFoundError, match="c.tar.gz is not the file .*its md5 is not 00"):
         data._cifar_arrays(tmp_path, False, **read | {"md5": "00"})
 
 
@@ -634,6 +633,7 @@ def test_missing_without_download_says_how_to_place_it(tmp_path, name):
 )
 @pytest.mark.parametrize("name, dataset", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("svhn", "SVHN")])
 def test_failed_download_says_how_to_place_it(monkeypatch, tmp_path, name, dataset, error):
+    (tmp_path / "f").touch()  # what is to be fetched is there, so that reading is what fails
     monkeypatch.setattr(f"torchvision.datasets.{dataset}", failing(error))
     with pytest.raises(OSError, match=f"'{name}' could not be downloaded or read") as caught:
         data.load(name, root=tmp_path)
@@ -641,14 +641,15 @@ def test_failed_download_says_how_to_place_it(monkeypatch, tmp_path, name, datas
     assert str(tmp_path) in str(caught.value) and all(file in str(caught.value) for file in data.PUBLIC[name].files)
 
 
-@pytest.mark.parametrize("name", ["usps", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "usps", "svhn", "cifar10", "cifar100"])
 def test_failed_download_of_a_file_says_how_to_place_it(monkeypatch, tmp_path, name):
-    def offline(*_):
+    def offline(*_, **__):
         raise URLError("no route")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
     with pytest.raises(OSError, match=f"'{name}' could not be downloaded or read .*no route"):
         data.load(name, root=tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_svhn_without_scipy_is_clear(monkeypatch, tmp_path):
