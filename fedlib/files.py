@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import IO, cast
 
 from tqdm import tqdm
 
@@ -79,7 +80,7 @@ def _download(url: str, path: Path, name: str, ending: bytes) -> None:
     with urllib.request.urlopen(request, timeout=60) as response, path.open("wb") as file:
         told, chunked = response.headers["Content-Length"], getattr(response, "chunked", False)
         with tqdm.wrapattr(file, "write", int(told or 0) or None, desc=name, leave=False, miniters=1) as counted:
-            shutil.copyfileobj(response, counted)
+            shutil.copyfileobj(response, cast(IO[bytes], counted))
     came = path.stat().st_size  # a line that drops ends a response as its last byte does
     if told and came != int(told):
         raise OSError(f"broken off after {came:,} of {int(told):,} bytes")
