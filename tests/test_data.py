@@ -1,8 +1,12 @@
 import hashlib
 import io
 import os
+import re
 import sys
 import tarfile
+import tempfile
+import warnings
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -100,6 +104,170 @@ def test_from_arrays_copies_what_is_read_only():
     d = data.from_arrays("tiny", **content)
     d.x_train.zero_()
     assert content["x_train"].any()
+
+
+def layouts(kind, x):
+    """(container, what from_arrays is given): the same images in other memory."""
+    if kind == "torch channels last":
+        x = torch.from_numpy(x).permute(0, 3, 1, 2)
+    elif kind == "torch":
+        x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    elif kind == "channels first":
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    elif kind == "every second":
+        x = np.repeat(x, 2, axis=0)[::2]
+    elif kind == "fortran":
+        x = np.asfortranarray(x)
+    return x
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    kind=st.sampled_from(["plain", "torch", "torch channels last", "channels first", "every second", "fortran"]),
+    channels=st.sampled_from([1, 3]),
+    dtype=st.sampled_from(["int64", "uint8", "int32", ">i8"]),
+    tensor=st.booleans(),
+)
+def test_a_data_set_owns_what_it_holds(kind, channels, dtype, tensor):
+    """Whatever is done to the caller's arrays afterwards, and the other way round."""
+    given = with_domains(**{k: v for k, v in arrays(shape=(5, 4, channels)).items()})
+    for key, value in given.items():
+        if key.startswith("x"):
+            given[key] = layouts(kind, value)
+        elif key != "domains":
+            given[key] = value.astype(dtype)
+            given[key] = torch.from_numpy(given[key]) if tensor and dtype != ">i8" else given[key]
+    d = data.from_arrays("mine", **given)
+    keys = data.KEYS + data.DOMAIN_KEYS
+    before = {key: getattr(d, key).clone() for key in keys}
+    for key in keys:
+        given[key][:] = 1
+    assert all(torch.equal(getattr(d, key), before[key]) for key in keys)
+    for key in keys:
+        getattr(d, key).zero_()
+    assert all((given[key] == 1).all() for key in keys)
+
+
+def test_images_are_copied_once(monkeypatch):
+    """Arrays of another layout or dtype are new already when they have been converted."""
+    made = []
+    monkeypatch.setattr(data, "_own", lambda *a, own=data._own: made.append((own(*a), a[1])) or made[-1][0])
+    content = arrays()
+    content["x_train"], content["y_train"] = content["x_train"].transpose(0, 3, 1, 2), content["y_train"].astype("u1")
+    content["x_train"] = np.ascontiguousarray(content["x_train"])
+    d = data.from_arrays("mine", **content)
+    for key, (kept, source) in zip(("x_train", "x_test", "y_train", "y_test"), made, strict=True):
+        assert not np.shares_memory(kept, source) and kept.base is None, key
+        assert np.shares_memory(kept, getattr(d, key).numpy())
+
+
+# --- Ranges and labels ------------------------------------------------------------------------------------------------
+
+
+def told(changes, **options):
+    """What `from_arrays` warns of, or the error."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            data.from_arrays("mine", **arrays(n=60, m=30, classes=5) | changes, **options)
+        except ValueError as error:
+            return "error: " + str(error)
+    assert all(w.filename == __file__ for w in said)  # the warning points to who called
+    return " | ".join(str(w.message) for w in said)
+
+
+def pixels(low, high, n=60, seed=0):
+    return np.random.default_rng(seed).integers(low, high + 1, (n, 5, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "train, test, message",
+    [
+        (
+            (0, 1),
+            (0, 1),
+            "x_train has pixel values 0..1, taken for nearly black, since 255 is white.*x_test has .* 0..1",
+        ),
+        ((0, 15), (0, 15), "x_train has pixel values 0..15, .*scale them to 0..255 before they are cast to uint8"),
+        ((0, 16), (0, 16), "x_train has pixel values 0..16"),
+        ((1, 4), (1, 4), "x_train has pixel values 1..4"),
+        ((0, 255), (0, 16), "^mine: x_test has pixel values 0..16"),
+        ((0, 16), (0, 255), "^mine: x_train has pixel values 0..16"),
+        ((0, 255), (0, 1), "error: mine: x_test has pixel values 0..1, x_train 0..255; .*must have the same range"),
+        ((0, 1), (0, 255), "error: mine: x_train has pixel values 0..1, x_test 0..255"),
+    ],
+)
+def test_pixels_that_were_scaled_before_are_told(train, test, message):
+    assert re.search(message, told({"x_train": pixels(*train), "x_test": pixels(*test, n=30)}))
+
+
+def test_numbers_around_zero_are_told():
+    with np.errstate(invalid="ignore"):
+        around = np.random.default_rng(0).normal(size=(60, 5, 4, 3)).astype(np.int64).astype(np.uint8)
+    assert re.search(
+        r"x_train has only pixel values up to [23] and from 25\d, as numbers around 0", told({"x_train": around})
+    )
+
+
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        (pixels(0, 255), pixels(0, 255, n=30)),
+        (pixels(0, 255) // 8, pixels(0, 255, n=30) // 8),  # dark
+        (pixels(0, 40), pixels(100, 255, n=30)),
+        (pixels(200, 255), pixels(200, 255, n=30)),
+        (255 * pixels(0, 1), 255 * pixels(0, 1, n=30)),  # black and white
+        (pixels(0, 0), pixels(0, 0, n=30)),
+        (pixels(0, 255), pixels(0, 0, n=30)),
+        (pixels(0, 255), pixels(0, 17, n=30)),
+        (pixels(255, 255), pixels(0, 255, n=30)),
+    ],
+)
+def test_ordinary_pixels_are_no_cause_for_alarm(train, test):
+    assert told({"x_train": train, "x_test": test}) == ""
+
+
+@pytest.mark.parametrize(
+    "train, test, message",
+    [
+        (
+            range(1, 11),
+            range(1, 11),
+            "^mine: y_train has labels 1..10, taken for 11 classes, of which 0 have no training",
+        ),
+        ((10, 20, 30), (10, 20, 30), "has labels 10, 20, 30, taken for 31 classes, of which 0, 1, 2, .*, ... have no"),
+        ((0, 1, 3), (0, 1, 3), "taken for 4 classes, of which 2 have no training image. Number"),
+        ((0, 1, 3), (0, 1, 2), r"taken for 4 classes, of which 2 have no training image \(y_test has 2\)"),
+        (
+            range(1, 11),
+            range(10),
+            "error: mine: y_train has labels 1..10, y_test 0..9: a class must have the same number",
+        ),
+        (range(1, 11), (0, 3, 9), "error: mine: y_train has labels 1..10, y_test 0, 3, 9: a class must have the same"),
+        ((0, 2, 4), (1, 3), "error: mine: y_train has labels 0, 2, 4, y_test 1, 3"),
+        (range(10), range(1, 11), "error: mine: y_test has label 10, out of range: 10 classes take labels 0..9"),
+        ((0, -1), (0, 1), "error: mine: y_train has label -1, out of range: labels start at 0"),
+    ],
+)
+def test_labels_that_do_not_count_from_zero_are_told(train, test, message):
+    assert re.search(message, told({"y_train": np.resize(list(train), 60), "y_test": np.resize(list(test), 30)}))
+
+
+@quick
+@given(classes=st.integers(1, 12), shift=st.integers(-3, 3), data_=st.data())
+def test_labels_shifted_against_each_other_never_pass_unseen(classes, shift, data_):
+    y_train = np.resize(np.arange(classes) + max(0, shift), 60)
+    y_test = np.resize(np.arange(classes) + max(0, -shift), 30)
+    said = told({"y_train": y_train, "y_test": y_test})
+    assert said.startswith("error") if shift else said == ""
+
+
+def test_a_subset_of_named_classes_is_no_cause_for_alarm():
+    for train, test in (((1, 3), (1, 3)), ((3,), (0, 1, 2, 3, 4)), ((0, 1, 2), (3, 4))):
+        labels = {"y_train": np.resize(train, 60), "y_test": np.resize(test, 30)}
+        assert told(labels, classes=list("abcde")) == ""
+    assert told({}) == ""
+    assert told({"y_test": np.resize([1, 3], 30)}) == ""  # not every class need be in the test
 
 
 def test_repr_and_to():
@@ -412,6 +580,61 @@ def test_root_comes_from_the_argument_then_the_environment_then_home(monkeypatch
     monkeypatch.delenv("FEDLIB_DATA")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert data.data_root() == tmp_path / ".cache" / "fedlib"
+    monkeypatch.setenv("FEDLIB_DATA", "")
+    assert data.data_root() == data.data_root("") == tmp_path / ".cache" / "fedlib"
+
+
+def test_home_and_variables_are_filled_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DISK", str(tmp_path / "disk"))
+    saved(tmp_path / "mine.npz")
+    for written, meant in (("~/d", "d"), ("$HOME/d", "d"), ("${DISK}/d", "disk/d"), (Path("~") / "d", "d")):
+        monkeypatch.setenv("FEDLIB_DATA", str(written))
+        assert data.data_root() == data.data_root(written) == tmp_path / meant
+    for written in ("~/mine.npz", "$HOME/mine.npz"):
+        assert data.load(written).name == "mine"
+    assert data.data_root("$NOBODY_SET_THIS") == Path("$NOBODY_SET_THIS")  # a folder may be called so
+
+
+def test_without_a_home(monkeypatch, tmp_path):
+    """As in a container with any user's number: Path.expanduser finds neither $HOME nor an entry for the user."""
+
+    def expanduser(path):
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.delenv("FEDLIB_DATA", raising=False)
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert len(data.load("digits").y_train) == 1438 and data.data_root() == tmp_path / "fedlib"
+    assert data.data_root(tmp_path) == tmp_path
+    with pytest.raises(ValueError, match="root='~/d': no home is known for its ~"):
+        data.load("mnist", root="~/d")
+    with pytest.raises(ValueError, match="name='~/x.npz': no home is known for its ~"):
+        data.load("~/x.npz")
+    monkeypatch.setenv("FEDLIB_DATA", "~/d")
+    with pytest.raises(ValueError, match="FEDLIB_DATA='~/d': no home is known"):
+        data.data_root()
+
+
+def test_an_npz_file_is_looked_for_in_root_too(monkeypatch, tmp_path):
+    here, root = tmp_path / "here", tmp_path / "root"
+    for folder in (here, root / "below"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    saved(root / "mine.npz", x_train=pixels(0, 100, n=12))
+    saved(root / "below" / "LOUD.NPZ.npz")
+    (root / "below" / "LOUD.NPZ.npz").rename(root / "below" / "LOUD.NPZ")
+    assert data.load("mine.npz", root=root).name == "mine"
+    assert data.load("below/LOUD.NPZ", root=root).name == data.load(root / "below" / "LOUD.NPZ").name == "LOUD"
+    saved(here / "mine.npz")
+    assert int(data.load("mine.npz", root=root).x_train.max()) == 100  # root comes first
+    assert int(data.load("mine.npz").x_train.max()) > 200
+    saved(here / "other.npz")
+    assert data.load("other.npz", root=root).name == data.load(here / "other.npz", root=root).name == "other"
+    with pytest.raises(FileNotFoundError, match=f"no file {re.escape(str(root / 'absent.npz'))}"):
+        data.load("absent.npz", root=root)
 
 
 def test_register_makes_a_name_known(monkeypatch, tmp_path):
