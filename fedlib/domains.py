@@ -465,15 +465,18 @@ def _upright_rgb(image: "Image.Image") -> "Image.Image":
     with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I": Pillow before 10.3
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:
+        raise ValueError("a transparent colour of 16 bits, of which Pillow keeps 8")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         grey = np.asarray(image).astype(np.int64)
-        if (clear := image.info.get("transparency")) is not None:
+        if clear is not None:
             grey[grey == clear] = 65535
         return Image.fromarray((grey // 256).astype(np.uint8)).convert("RGB")  # as Pillow does for 16 bits a colour
     if image.mode in ("I", "F"):
         raise ValueError(f"numbers of mode {image.mode} have no known range")
     palette = image.palette.mode if image.mode == "P" and image.palette else ""
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info or palette == "RGBA":
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or clear is not None or palette == "RGBA":
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas

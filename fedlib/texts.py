@@ -121,7 +121,7 @@ def _fetch(
 ) -> None:
     """Have a file where it belongs, fetched if need be."""
     try:
-        have(path, [url], md5, download, check, ending=b"</html>")
+        have(path, [url], md5, download, check)
     except OSError as error:
         raise (OSError if download else FileNotFoundError)(
             f"data set {name!r} cannot be had ({error}). To place it by hand, save {url} as "
@@ -163,9 +163,16 @@ class _Speeches(html.parser.HTMLParser):
 
 
 def _speeches(page: Path) -> list[list[str]]:
-    """[role, text] of each speech of a page; a page without any, such as one that asks to log in, is no play."""
+    """[role, text] of each speech of a page.
+
+    Raises:
+        ValueError: the page is not whole, or holds no speech, as one that asks to log in.
+    """
+    text = page.read_text(encoding="utf-8", errors="replace")
+    if not text.rstrip().lower().endswith("</html>"):  # whoever cut it may have told the length of what is left
+        raise ValueError("is not a whole page: it does not end with </html>")
     parser = _Speeches()
-    parser.feed(page.read_text(encoding="utf-8", errors="replace"))
+    parser.feed(text)
     if not (speeches := [speech for speech in parser.speeches if speech[1]]):
         raise ValueError("holds no speech of a play")
     return speeches

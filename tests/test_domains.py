@@ -280,6 +280,12 @@ def test_16_bits_become_8(tmp_path, kind):
     assert (got == (deep // 256)[..., None]).all() and got.min() == 0 and got.max() == 255
 
 
+def test_16_bits_of_a_portable_graymap(tmp_path):
+    deep = ramp(65536).astype(">u2")
+    (tmp_path / "x.png").write_bytes(b"P5\n64 64\n65535\n" + deep.tobytes())
+    assert (decoded(tmp_path / "x.png") == (deep // 256)[..., None]).all()
+
+
 def test_16_bits_with_a_transparent_grey_are_on_white(tmp_path):
     deep = ramp(65536).astype(np.uint16)
     got = decoded(save(tmp_path / "x.png", deep, transparency=int(deep[0, 7])))

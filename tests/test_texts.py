@@ -76,7 +76,8 @@ def test_the_excerpt_needs_no_folder(tmp_path):
 PAGE = """<H3>ACT I</h3><h3>SCENE I. A hall.</h3><p><blockquote><i>Enter ANN and <b>BOB</b></i></blockquote>
 <A NAME=speech1><b>ANN</b></a><blockquote><A NAME=1.1.1>{0} &amp; on,</A><br>
 <A NAME=1.1.2>{0}</A><br><p><i>Exit</i></p></blockquote>
-<A NAME=speech2><b>BOB</b></a><blockquote><A NAME=1.1.3>{0}!</A><br></blockquote><a href="/x">next page</a>"""
+<A NAME=speech2><b>BOB</b></a><blockquote><A NAME=1.1.3>{0}!</A><br></blockquote><a href="/x">next</a></body></html>
+"""
 
 
 def test_roles_are_read_from_the_pages_of_the_mit_edition(tmp_path, monkeypatch):
