@@ -271,7 +271,7 @@ def environment(runner: str, python: str | None) -> str:
         return sys.executable
     root = HERE / ".venv"
     base = root / "fedlib"
-    make(base, python, ["-e", str(HERE.parent)], needs=(HERE.parent / "pyproject.toml").read_text())
+    make(base, python, ["-e", str(HERE.parent)], needs=(HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))
     package = PACKAGES[runner]
     if package is None:
         return str(base / "bin" / "python")
@@ -283,16 +283,16 @@ def environment(runner: str, python: str | None) -> str:
 def make(folder: Path, python: str, packages: list[str], needs: str, see: Path | None = None) -> None:
     """A virtual environment with some packages, which falls back on those of another one; anew if needs changed."""
     made = folder / "made"
-    if made.exists() and made.read_text() == needs:
+    if made.exists() and made.read_text(encoding="utf-8") == needs:
         return
     subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
     if see:
         (own,), (theirs,) = (list(f.glob("lib/python*/site-packages")) for f in (folder, see))
-        (own / "base.pth").write_text(f"{theirs}\n")
+        (own / "base.pth").write_text(f"{theirs}\n", encoding="utf-8")
     done = subprocess.run([folder / "bin" / "pip", "install", "-q", *packages], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"not installed: {done.stderr.strip().splitlines()[-1]}")
-    made.write_text(needs)
+    made.write_text(needs, encoding="utf-8")
 
 
 # --- runners ---
@@ -318,7 +318,7 @@ class Runner:
         }
         env["TQDM_DISABLE"] = "1"
         self.connection, theirs = Pipe()
-        self.log = (folder / f"{theirs.fileno()}.{time.time_ns()}.log").open("w+")
+        self.log = (folder / f"{theirs.fileno()}.{time.time_ns()}.log").open("w+", encoding="utf-8")
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [*command, str(theirs.fileno()), json.dumps(contestant.options)],
@@ -383,8 +383,8 @@ def of_session(session: int, name: str) -> list[str]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # the process has ended
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
-                found.append((folder / name).read_text())
+            if int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[3]) == session:
+                found.append((folder / name).read_text(encoding="utf-8"))
     return found
 
 
@@ -410,7 +410,7 @@ def worked(without: int) -> float:
 def cores_time() -> np.ndarray:
     """Ticks that all cores have spent since the start: for users, low priority, the system, idle, waiting for a disk,
     and three more."""
-    return np.array(Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9], dtype=int)
+    return np.array(Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9], dtype=int)
 
 
 def launch(
@@ -663,7 +663,7 @@ def main() -> None:
             continue
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{name}{'' if given.device == 'cpu' else '.' + given.device}.json"
-        path.write_text(json.dumps({**before, "device": given.device, **result}, indent=1) + "\n")
+        path.write_text(json.dumps({**before, "device": given.device, **result}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

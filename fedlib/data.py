@@ -7,11 +7,14 @@ downloaded is never unpickled. Images of several domains come from `fedlib.domai
 
 import dataclasses
 import functools
+import gzip
 import inspect
+import math
 import os
 import tarfile
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from fedlib import checks
-from fedlib.files import replacing
+from fedlib.files import have, replacing
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DOMAIN_KEYS = ("domain_train", "domain_test")
@@ -102,20 +105,25 @@ def from_arrays(
     domain_train=None,
     domain_test=None,
 ) -> Data:
-    """Check arrays and make a `Data` of them.
+    """Check arrays and make a `Data` of them, which keeps copies: changing an array later changes no data set.
 
     Args:
         name: of the data set.
-        x_train, x_test: uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 (read as (N, H, W, C) where both
-            fit).
-        y_train, y_test: integers (N,).
+        x_train, x_test: uint8, 0 black to 255 white, (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 (read as
+            (N, H, W, C) where both fit); arrays or tensors.
+        y_train, y_test: integers (N,), from 0.
         classes: one name a class; by default the numbers 0..largest training label.
         domains: names of the domains.
         domain_train, domain_test: integers (N,), which of them each image comes from.
 
     Raises:
         ValueError: wrong dtype, wrong shape, NaN, labels out of range, images and labels of different number, training
-            and test images of different shape, a domain without images. It names the array and what it holds.
+            and test images of different shape or range (0..1 beside 0..255), without `classes` training and test
+            labels numbered differently (from 1 and from 0), a domain without images. It names the array and what it
+            holds.
+
+    Warns of pixels that were scaled to other numbers before they were cast to uint8, such as 0..1 or 0..16, and,
+    without `classes`, of classes below the largest label that have no training image, as 0 of labels from 1.
     """
     x = {"x_train": _checked_images(name, "x_train", x_train), "x_test": _checked_images(name, "x_test", x_test)}
     y = {
@@ -127,7 +135,7 @@ def from_arrays(
             f"{name}: x_train holds images of (H, W, C) = {x['x_train'].shape[1:]}, x_test of "
             f"{x['x_test'].shape[1:]}; they must have the same shape"
         )
-    largest = int(y["y_train"].max())
+    largest, numbered = int(y["y_train"].max()), classes is None
     if classes is None:
         if largest >= len(y["y_train"]):  # a stray label would otherwise make a classifier of millions of classes
             raise ValueError(
@@ -142,7 +150,13 @@ def from_arrays(
                 f"{name}: {key} has label {int(labels.max())}, out of range: {len(classes)} classes take "
                 f"labels 0..{len(classes) - 1}"
             )
-    mean, std = _moments(x["x_train"])
+    if numbered:
+        _check_numbering(name, y["y_train"], y["y_test"])
+    counts = _levels(x["x_train"])
+    used = np.flatnonzero(counts.sum(0))
+    test_range = int(x["x_test"].min()), int(x["x_test"].max())
+    _check_range(name, used, {"x_train": (int(used[0]), int(used[-1])), "x_test": test_range})
+    mean, std = _moments(counts)
     tensors: dict[str, Any] = {key: torch.from_numpy(images).permute(0, 3, 1, 2) for key, images in x.items()}
     tensors |= {key: torch.from_numpy(labels) for key, labels in y.items()}
     tensors |= _checked_domains(name, tuple(str(d) for d in domains), y, domain_train, domain_test)
@@ -172,14 +186,83 @@ def _checked_domains(name: str, domains: tuple[str, ...], y: dict, domain_train,
     return {"domains": domains} | {key: torch.from_numpy(values) for key, values in checked.items()}
 
 
+def _check_numbering(name: str, y_train: np.ndarray, y_test: np.ndarray) -> None:
+    """Refuse or warn of labels that look as if they were not numbered 0..classes-1, where no names say otherwise."""
+    train, test = set(np.unique(y_train).tolist()), set(np.unique(y_test).tolist())
+    unseen, empty = sorted(test - train), sorted(set(range(max(train))) - train)
+    if unseen and (min(test) < min(train) or not test & train):
+        raise ValueError(
+            f"{name}: y_train has labels {_span(train)}, y_test {_span(test)}: a class must have the same number in "
+            f"both, counted from 0 (if {_span(unseen)} shall be in the test only, give `classes`)"
+        )
+    if empty:
+        warnings.warn(
+            f"{name}: y_train has labels {_span(train)}, taken for {max(train) + 1} classes, of which "
+            f"{_span(empty)} have no training image{f' (y_test has {_span(unseen)})' if unseen else ''}. Number the "
+            f"classes from 0 without gaps, for example by np.unique(y, return_inverse=True), or give `classes`",
+            stacklevel=3,
+        )
+
+
+def _span(numbers: Iterable[int]) -> str:
+    """`1..10` of numbers that follow each other, else the first of them: `10, 20, 30`."""
+    numbers = sorted(numbers)
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]}..{numbers[-1]}"
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+
+
+DARK = 16  # of 255; no set of photographs or drawings ends so low, what was scaled to 0..1, 0..15 or 0..16 does
+
+
+def _check_range(name: str, used: np.ndarray, ranges: dict[str, tuple[int, int]]) -> None:
+    """Refuse or warn of pixels that were scaled before they were cast to uint8. used: levels that x_train has."""
+    scale = "scale them to 0..255 before they are cast to uint8"
+    low, high = sorted(ranges, key=lambda key: ranges[key][1])
+    if ranges[low][1] == 1 and ranges[high][1] > DARK:
+        raise ValueError(
+            f"{name}: {low} has pixel values {_range(ranges[low])}, {high} {_range(ranges[high])}; training and test "
+            f"images must have the same range: {scale}"
+        )
+    for key, (_, largest) in ranges.items():
+        if 0 < largest <= DARK:
+            warnings.warn(
+                f"{name}: {key} has pixel values {_range(ranges[key])}, taken for nearly black, since 255 is white. If "
+                f"they are not, {scale}",
+                stacklevel=3,
+            )
+    small, large = used[used <= DARK], used[used >= 255 - DARK]
+    if 0 < small.max(initial=0) and len(large) and len(small) + len(large) == len(used):
+        warnings.warn(
+            f"{name}: x_train has only pixel values up to {small[-1]} and from {large[0]}, as numbers around 0 become "
+            f"when they are cast to uint8. If they were, {scale}",
+            stacklevel=3,
+        )
+
+
+def _range(ends: tuple[int, int]) -> str:
+    return f"{ends[0]}..{ends[1]}"
+
+
+def _array(values: Any) -> np.ndarray:
+    """An array of whatever is given; it may share the caller's memory."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _own(values: np.ndarray, given: np.ndarray, dtype: type) -> np.ndarray:
+    """`values`, made from `given`, in C order and in memory of their own; copied once at most."""
+    values = np.ascontiguousarray(values, dtype)
+    return values.copy() if np.may_share_memory(values, given) else values
+
+
 def _nan_note(array: np.ndarray) -> str:
     bad = int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind in "fc" else 0
     return f" with {bad} values that are NaN or infinite" if bad else ""
 
 
 def _checked_images(name: str, key: str, x) -> np.ndarray:
-    """Images as a C-contiguous uint8 array (N, H, W, C)."""
-    x = np.asarray(x)
+    """Images as a C-contiguous uint8 array (N, H, W, C) of their own."""
+    x = given = _array(x)
     if x.dtype != np.uint8:
         raise ValueError(
             f"{name}: {key} must be uint8 (pixel values 0..255), found {x.dtype} of shape {x.shape}{_nan_note(x)}"
@@ -193,33 +276,38 @@ def _checked_images(name: str, key: str, x) -> np.ndarray:
             f"{name}: {key} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 and "
             f"no empty dimension, found {np.shape(x)}"
         )
-    return np.require(x, requirements=["C", "W"])  # torch shares the memory and wants it writable
+    return _own(x, given, np.uint8)
 
 
 def _checked_labels(name: str, key: str, y, count: int) -> np.ndarray:
-    """Labels as an int64 array (count,)."""
-    y = np.asarray(y)
+    """Labels as an int64 array (count,) of their own."""
+    y = given = _array(y)
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: {key} must be a 1-D array of integers, found {y.dtype} of shape {y.shape}{_nan_note(y)}"
         )
     if len(y) != count:
         raise ValueError(f"{name}: {key} has {len(y)} labels but x_{key.rsplit('_', 1)[1]} has {count} images")
-    y = np.require(y, dtype=np.int64, requirements=["C", "W"])
+    y = _own(y, given, np.int64)
     if y.min() < 0:
         raise ValueError(f"{name}: {key} has label {y.min()}, out of range: labels start at 0")
     return y
 
 
-def _moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and population standard deviation of uint8 images (N, H, W, C) scaled to [0, 1].
-
-    From 256-bin histograms: exact counts, and no float copy of the data set.
-    """
+def _levels(x: np.ndarray) -> np.ndarray:
+    """How often each of the 256 levels occurs in each channel of uint8 images (N, H, W, C): float64 (C, 256)."""
     counts = np.zeros((x.shape[3], 256))
     for start in range(0, len(x), 1000):
         for channel in range(x.shape[3]):
             counts[channel] += np.bincount(x[start : start + 1000, ..., channel].ravel(), minlength=256)
+    return counts
+
+
+def _moments(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and population standard deviation of uint8 images scaled to [0, 1], from their `_levels`.
+
+    Exact counts, and no float copy of the data set.
+    """
     level = np.arange(256) / 255
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ level
@@ -421,22 +509,42 @@ def register(name: str) -> Callable:
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
-    """The folder data sets live in: `root`, else $FEDLIB_DATA, else ~/.cache/fedlib."""
-    return Path(root or os.environ.get("FEDLIB_DATA") or "~/.cache/fedlib").expanduser()
+    """The folder data sets live in: `root`, else $FEDLIB_DATA, else ~/.cache/fedlib; ~ and $NAME are filled in.
+
+    Where the system knows no home, as in a container with any user's number, the last is a folder for temporary files.
+
+    Raises:
+        ValueError: a `root` or $FEDLIB_DATA whose ~ stands for no home that is known.
+    """
+    if root:
+        return _expanded("root", root)
+    if chosen := os.environ.get("FEDLIB_DATA"):
+        return _expanded("FEDLIB_DATA", chosen)
+    try:
+        return Path("~/.cache/fedlib").expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), "fedlib")
+
+
+def _expanded(what: str, path: str | os.PathLike) -> Path:
+    try:
+        return Path(os.path.expandvars(path)).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{what}={str(path)!r}: no home is known for its ~; give the whole path") from error
 
 
 def load(name: str | os.PathLike, root: str | os.PathLike | None = None, download: bool = True, **options) -> Data:
     """Load a data set by name, or any `.npz` file by its path.
 
     A file <root>/<name>.npz is used as it is; else the originals are looked for below root, fetched if download is
-    true, decoded once and kept as that file.
+    true, decoded once and kept as that file. What is fetched is kept only if it is whole and what was wanted.
 
     Args:
         name: one of `fedlib.data.LOADERS` (digits, mnist, fashion_mnist, usps, svhn, cifar10, cifar100; with several
             domains digit_domains, digits_five, office_caltech_10, pacs, domainnet; the texts shakespeare_excerpt,
             tiny_shakespeare, shakespeare_roles), or the path of an `.npz` file with x_train, y_train, x_test, y_test as
-            `from_arrays` takes them (option: `classes`, their names).
-        root: where data sets live, by default $FEDLIB_DATA or ~/.cache/fedlib.
+            `from_arrays` takes them (option: `classes`, their names); looked for in `root`, too, if that is given.
+        root: where data sets live, by default $FEDLIB_DATA or ~/.cache/fedlib; see `data_root`.
         download: fetch what is not there.
         options: of that data set.
 
@@ -447,8 +555,10 @@ def load(name: str | os.PathLike, root: str | os.PathLike | None = None, downloa
         TypeError: an option that the data set does not take.
     """
     name = str(name)
-    if name.endswith(".npz"):
-        path = Path(name).expanduser()
+    if name.lower().endswith(".npz"):
+        path = _expanded("name", name)
+        places = [data_root(root) / path, path] if root else [path]  # twice the same, if it is absolute
+        path = next((place for place in places if place.is_file()), places[0])
         return _call(functools.partial(read_npz, path), f"a data set from {path}", options)
     if name not in LOADERS:
         raise ValueError(
@@ -531,26 +641,47 @@ def _digits(root: Path, download: bool) -> Data:
 
 
 def _idx_arrays(root: Path, download: bool, dataset: str) -> dict[str, np.ndarray]:
-    """MNIST and its kin, from the IDX files in <root>/<dataset>/raw; torchvision checks the md5 of downloads."""
+    """MNIST and its kin, from the IDX files in <root>/<dataset>/raw."""
     import torchvision.datasets
 
+    source = getattr(torchvision.datasets, dataset)
+    for file, md5 in source.resources:
+        packed = root / dataset / "raw" / file
+        unpacked = packed.with_suffix("")
+        if (flaw := _idx_flaw(unpacked)) and not download:
+            raise FileNotFoundError(flaw)
+        elif flaw:
+            have(packed, [mirror + file for mirror in source.mirrors], md5)
+            with gzip.open(packed) as whole, replacing(unpacked) as part:
+                part.write_bytes(whole.read())
     arrays = {}
     for split in ("train", "test"):
-        found = getattr(torchvision.datasets, dataset)(str(root), train=split == "train", download=download)
+        found = source(str(root), train=split == "train", download=False)
         arrays |= {f"x_{split}": found.data.numpy(), f"y_{split}": found.targets.numpy()}
     return arrays
 
 
+def _idx_flaw(path: Path) -> str:
+    """What keeps `path` from being a whole IDX file of bytes: 0, 0, 8, number of dimensions, their sizes, the bytes."""
+    if not path.is_file():
+        return f"{path} is missing"
+    with path.open("rb") as file:
+        zero, dimensions = file.read(3), int.from_bytes(file.read(1), "big")
+        told = 4 + 4 * dimensions + math.prod(int.from_bytes(file.read(4), "big") for _ in range(dimensions))
+    if zero != b"\0\0\x08" or not dimensions:
+        return f"{path} is damaged: it does not begin as an IDX file of bytes"
+    size = path.stat().st_size
+    return "" if size == told else f"{path} is damaged: it has {size:,} bytes, and its first ones promise {told:,}"
+
+
 def _usps_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
     import torchvision.datasets
-    from torchvision.datasets.utils import download_url
 
-    arrays = {}
+    source, arrays = torchvision.datasets.USPS, {}
     for split in ("train", "test"):
-        if download:  # torchvision's USPS trusts whatever file is there; this fetches anew what fails its md5
-            url, file, md5 = torchvision.datasets.USPS.split_list[split]
-            download_url(url, str(root), file, md5)
-        found = torchvision.datasets.USPS(str(root), train=split == "train", download=False)
+        url, file, md5 = source.split_list[split]
+        have(root / file, [url], md5, download)
+        found = source(str(root), train=split == "train", download=False)
         arrays |= {f"x_{split}": found.data, f"y_{split}": np.asarray(found.targets)}
     return arrays
 
@@ -562,9 +693,11 @@ def _svhn_arrays(root: Path, download: bool) -> dict[str, np.ndarray]:
         raise ImportError("the data set 'svhn' needs scipy to read .mat files: pip install scipy") from error
     import torchvision.datasets
 
-    arrays = {}
+    source, arrays = torchvision.datasets.SVHN, {}
     for split in ("train", "test"):
-        found = torchvision.datasets.SVHN(str(root), split=split, download=download)
+        url, file, md5 = source.split_list[split]
+        have(root / file, [url], md5, download)
+        found = source(str(root), split=split, download=False)
         arrays |= {f"x_{split}": found.data.transpose(0, 2, 3, 1), f"y_{split}": found.labels}
     return arrays
 
@@ -577,20 +710,18 @@ def _cifar_arrays(
     torchvision's own CIFAR classes unpickle the Python version of the archive once its md5 fits. An md5 guards against
     accidents, not against intent, so the binary version, the same images in plain records, is used instead.
     """
-    from torchvision.datasets.utils import check_integrity, download_url
-
     archive = root / url.rsplit("/", 1)[1]
-    if download:
-        download_url(url, str(root), archive.name, md5)
-    elif not check_integrity(str(archive), md5):
-        raise FileNotFoundError(f"{archive} is missing, or its md5 is not {md5}")
+    have(archive, [url], md5, download)
     arrays = {}
-    with tarfile.open(archive) as tar:  # members are read in memory; nothing is extracted to disk
-        for split, members in (("train", train), ("test", test)):
-            raw = b"".join(cast(IO[bytes], tar.extractfile(member)).read() for member in members)
-            records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
-            arrays[f"x_{split}"] = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            arrays[f"y_{split}"] = records[:, label_bytes - 1]
+    try:
+        with tarfile.open(archive) as tar:  # members are read in memory; nothing is extracted to disk
+            for split, members in (("train", train), ("test", test)):
+                raw = b"".join(cast(IO[bytes], tar.extractfile(member)).read() for member in members)
+                records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
+                arrays[f"x_{split}"] = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+                arrays[f"y_{split}"] = records[:, label_bytes - 1]
+    except Exception as error:  # ReadError, EOFError, KeyError of a member, a record too short ...
+        raise ValueError(f"{archive}: {error}") from error
     return arrays
 
 

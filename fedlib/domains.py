@@ -3,13 +3,16 @@
 `load` of these names gives a `Data` that knows the domain of each image; `partition.by_domain` makes clients of them.
 """
 
+import contextlib
 import functools
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +33,9 @@ from fedlib.data import (
     read_npz,
     register,
 )
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DIGIT_DOMAINS = ("plain", "photo", "street", "type", "faint")
 DIGITS_FIVE = ("mnist", "svhn", "usps", "syn", "mnistm")
@@ -297,6 +303,7 @@ DOMAIN_SETS = {
     ),
 }
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+NO_CLASSES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")  # what systems leave; all else of theirs has a dot
 
 
 def _load_folders(
@@ -315,6 +322,12 @@ def _load_folders(
     domains: some of them. max_unreadable: share of its images that may be damaged; they are named and left out.
     A fifth of each domain, rounded up, is for testing, classes in proportion, the same images for everyone.
     The classes of domainnet are the ten that FedBN and FedWon use.
+
+    Files that end in .jpg, .jpeg, .png, .bmp or .webp, in either case, are read by Pillow, whatever is in them: the
+    first picture of several, turned upright as its EXIF says, grey or coloured, 16 bits as 8, on white where it is
+    transparent. One that Pillow cannot turn into colours of a known range (floats, 32 bits) is unreadable.
+    Hidden files and folders are no data. The folder is decoded anew when a file came, went or changed: in name, size,
+    or time of change, which the system sets even where a program restores the time of modification.
     """
     known = DOMAIN_SETS[name]
     if domains is not None and (not domains or set(domains) - set(known.domains)):
@@ -324,11 +337,11 @@ def _load_folders(
     arrays = read_archive(cache, keys) if cache.is_file() else None
     if folder.is_dir():
         files, classes = _listing(name, folder, known.domains, known.classes)
-        listing = hashlib.sha256("".join(f"{f} {f.stat().st_size}\n" for f, _, _ in files).encode()).hexdigest()
+        listing = _fingerprint(folder, files)
         if arrays is None or str(arrays["listing"]) != listing:  # nothing decoded yet, or from other images
             arrays = _decode(files, size) | {
                 "domains": np.array(known.domains),
-                "classes": np.array(classes),
+                "classes": np.array([_printable(name) for name in classes]),
                 "listing": np.array(listing),
             }
             _check_unreadable(name, arrays["unreadable"].tolist(), len(files), max_unreadable)
@@ -363,12 +376,12 @@ def _listing(
     classes = {}
     for domain in domains:
         if not (folder / domain).is_dir():
-            there = sorted(p.name for p in folder.iterdir() if p.is_dir())
+            there = sorted(_folders(folder))
             raise FileNotFoundError(
                 f"{name}: no folder for domain {domain!r} in {folder.absolute()}; there are "
                 f"{', '.join(there) or 'none'}"
             )
-        classes[domain] = {p.name for p in (folder / domain).iterdir() if p.is_dir()}
+        classes[domain] = _folders(folder / domain)
         if not classes[domain]:
             raise ValueError(f"{name}: the folder of domain {domain!r} is empty; it must hold one folder per class")
     expected = set(wanted) if wanted else set.union(*classes.values())
@@ -382,13 +395,38 @@ def _listing(
     files = []
     for d, domain in enumerate(domains):
         for c, label in enumerate(sorted(expected)):
-            inside = sorted(p for p in (folder / domain / label).iterdir() if p.suffix.lower() in PHOTOGRAPHS)
+            inside = sorted(
+                path
+                for path in (folder / domain / label).iterdir()
+                if path.suffix.lower() in PHOTOGRAPHS and not path.name.startswith(".")
+            )
             if not inside:
                 raise ValueError(
                     f"{name}: no images in {folder.absolute() / domain / label} (accepted: {', '.join(PHOTOGRAPHS)})"
                 )
             files += [(path, c, d) for path in inside]
     return files, sorted(expected)
+
+
+def _folders(folder: Path) -> set[str]:
+    """Names of the folders in `folder` that someone put there."""
+    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in NO_CLASSES}
+
+
+def _fingerprint(folder: Path, files: Sequence[tuple[Path, int, int]]) -> str:
+    """Changes with the name, the size and the times of change of any file, and with how files become pixels.
+
+    Reading all files would be surer, and take as long as decoding them.
+    """
+    found = hashlib.sha256(b"upright, on white, 16 bits as 8")
+    for path, *_ in files:
+        try:
+            about = path.stat()
+            numbers = (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        except OSError:  # a link that leads nowhere
+            numbers = ()
+        found.update(os.fsencode(path.relative_to(folder)) + f"\0{numbers}\0".encode())
+    return found.hexdigest()
 
 
 def _decode(files: Sequence[tuple[Path, int, int]], size: int) -> dict[str, np.ndarray]:
@@ -398,10 +436,12 @@ def _decode(files: Sequence[tuple[Path, int, int]], size: int) -> dict[str, np.n
     x, y, domain, unreadable = [], [], [], []
     for path, label, number in files:
         try:
+            if not path.is_file():  # a link that leads nowhere, a folder, a pipe that would never end
+                raise OSError("no file")
             with Image.open(path) as image:
-                x.append(np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            unreadable.append(str(Path(*path.parts[-3:])))
+                x.append(np.asarray(_upright_rgb(image).resize((size, size), Image.Resampling.BILINEAR)))
+        except Exception:  # damage shows as whatever Pillow stumbles over: OSError, SyntaxError, struct.error, ...
+            unreadable.append(_printable(str(Path(*path.parts[-3:]))))
             continue
         y.append(label)
         domain.append(number)
@@ -411,6 +451,41 @@ def _decode(files: Sequence[tuple[Path, int, int]], size: int) -> dict[str, np.n
         "domain": np.array(domain, dtype=np.int64),
         "unreadable": np.array(unreadable, dtype=str),
     }
+
+
+def _upright_rgb(image: "Image.Image") -> "Image.Image":
+    """An image of 8 bits and three colours, the way up that its EXIF says; white shows through where it is transparent.
+
+    Raises:
+        ValueError: numbers without a known range, or colours that Pillow does not convert.
+    """
+    from PIL import Image, ImageOps
+
+    # damaged EXIF makes Pillow warn or raise whatever it stumbles over; the picture itself may be whole
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        ImageOps.exif_transpose(image, in_place=True)
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:
+        raise ValueError("a transparent colour of 16 bits, of which Pillow keeps 8")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.int64)
+        if clear is not None:
+            grey[grey == clear] = 65535
+        return Image.fromarray((grey // 256).astype(np.uint8)).convert("RGB")  # as Pillow does for 16 bits a colour
+    if image.mode in ("I", "F"):
+        raise ValueError(f"numbers of mode {image.mode} have no known range")
+    palette = image.palette.mode if image.mode == "P" and image.palette else ""
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or clear is not None or palette == "RGBA":
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    return image.convert("RGB")
+
+
+def _printable(name: str) -> str:
+    """A name of a file that may not be UTF-8, as text that can be printed and saved."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _check_unreadable(name: str, unreadable: Sequence[str], total: int, most: float) -> None:

@@ -233,26 +233,42 @@ def by_domain(domains, clients_per_domain: int = 1, mix: float = 0.0, seed: int 
     return _finish([np.concatenate([part[n:], extra]) for part, n, extra in zip(parts, given, dealt, strict=True)])
 
 
-def like(parts: Sequence, labels, test_labels, seed: int = 0) -> list[torch.Tensor]:
+def like(parts: Sequence, labels, test_labels, seed: int = 0, domains=None, test_domains=None) -> list[torch.Tensor]:
     """Split a test set so that each class is shared among the clients as `parts` shares it in training.
 
     Client k gets n_c * m_kc / sum_k m_kc of the n_c test samples of class c, where m_kc counts its training samples;
     fractions are rounded by largest remainder, ties at random. Each test sample of a class that some client holds is
     used exactly once; classes that nobody holds are left out.
 
+    Where clients hold different domains (`by_domain`), give the domains, too: c is then a class of one domain, so that
+    a client is tested on images of its own domains only. Without them every client is tested on all domains alike.
+
     Args:
         parts: index tensors into labels.
         labels, test_labels: 1-D integer tensors or arrays.
         seed: of the ties.
+        domains, test_domains: 1-D integer tensors or arrays, each sample's domain (`Data.domain_train`,
+            `Data.domain_test`); None for one kind.
 
     Returns:
         Index tensors into test_labels.
 
     Raises:
-        ValueError: bad parts, or a client that would get no test sample.
+        ValueError: bad parts, domains of only one of the two sets or not one for each label, or a client that would
+            get no test sample.
     """
     labels, test_labels = _checked_labels("labels", labels), _checked_labels("test_labels", test_labels)
+    if (domains is None) != (test_domains is None):
+        given, lacking = ("domains", "test_domains") if test_domains is None else ("test_domains", "domains")
+        raise ValueError(f"{given} needs {lacking}: the domains of both sets, or of neither")
     num_classes = int(max(labels.max(initial=0), test_labels.max(initial=0))) + 1
+    if domains is not None:  # each pair of class and domain that occurs counts as a class
+        labels = labels + num_classes * _checked_like("domains", domains, "labels", labels)
+        test_labels = test_labels + num_classes * _checked_like(
+            "test_domains", test_domains, "test_labels", test_labels
+        )
+        pairs, numbers = np.unique(np.concatenate([labels, test_labels]), return_inverse=True)
+        (labels, test_labels), num_classes = np.split(numbers, [len(labels)]), len(pairs)
     trained = counts(parts, labels, num_classes).numpy()
     rng = _rng(seed)
     members = [rng.permutation(np.flatnonzero(test_labels == c)) for c in range(num_classes)]
@@ -263,6 +279,13 @@ def like(parts: Sequence, labels, test_labels, seed: int = 0) -> list[torch.Tens
         order = np.lexsort((rng.random(len(exact)), -remainder))
         held[order[: len(members[c]) - held[:, c].sum()], c] += 1
     return _finish(_cut(members, held), "test samples; take a partition with larger clients, or test them together")
+
+
+def _checked_like(name: str, domains, beside: str, labels: np.ndarray) -> np.ndarray:
+    domains = _checked_labels(name, domains)
+    if len(domains) != len(labels):
+        raise ValueError(f"{name} must number the domain of each of the {len(labels)} {beside}, got {len(domains)}")
+    return domains
 
 
 def counts(parts: Sequence, labels, num_classes: int) -> torch.Tensor:

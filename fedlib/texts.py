@@ -5,7 +5,7 @@ Who says something is the domain of its examples, so that `partition.by_domain` 
 
 import html.parser
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from fedlib import checks
 from fedlib.data import DOMAIN_KEYS, KEYS, Data, register
-from fedlib.files import replacing
+from fedlib.files import have, replacing
 
 EXCERPT = Path(__file__).with_name("shakespeare_excerpt.txt")  # of The Winter's Tale and Measure for Measure
 TINY = (
@@ -111,20 +111,20 @@ def _longest(texts: Mapping[str, str], count: int) -> dict[str, str]:
     return dict(sorted(texts.items(), key=lambda item: (-len(item[1]), item[0]))[:count])
 
 
-def _fetch(name: str, url: str, path: Path, download: bool, md5: str | None = None) -> None:
+def _fetch(
+    name: str,
+    url: str,
+    path: Path,
+    download: bool,
+    md5: str | None = None,
+    check: Callable[[Path], object] = lambda path: None,
+) -> None:
     """Have a file where it belongs, fetched if need be."""
-    from torchvision.datasets.utils import check_integrity, download_url
-
-    if check_integrity(str(path), md5):
-        return
     try:
-        if not download:
-            raise FileNotFoundError(f"{path} is missing" + (f", or its md5 is not {md5}" if path.exists() else ""))
-        with replacing(path) as part:  # most of these files have no md5 that would tell half of one
-            download_url(url, str(part.parent), part.name, md5)
-    except Exception as error:  # RuntimeError, URLError, OSError ...: one remedy for all
+        have(path, [url], md5, download, check)
+    except OSError as error:
         raise (OSError if download else FileNotFoundError)(
-            f"data set {name!r} cannot be had ({str(error).strip()}). To place it by hand, save {url} as "
+            f"data set {name!r} cannot be had ({error}). To place it by hand, save {url} as "
             f"{path.absolute()}. For another folder give root=... or set FEDLIB_DATA"
         ) from error
 
@@ -162,6 +162,22 @@ class _Speeches(html.parser.HTMLParser):
             self.speeches[-1][self.inside == "line"] += data
 
 
+def _speeches(page: Path) -> list[list[str]]:
+    """[role, text] of each speech of a page.
+
+    Raises:
+        ValueError: the page is not whole, or holds no speech, as one that asks to log in.
+    """
+    text = page.read_text(encoding="utf-8", errors="replace")
+    if not text.rstrip().lower().endswith("</html>"):  # whoever cut it may have told the length of what is left
+        raise ValueError("is not a whole page: it does not end with </html>")
+    parser = _Speeches()
+    parser.feed(text)
+    if not (speeches := [speech for speech in parser.speeches if speech[1]]):
+        raise ValueError("holds no speech of a play")
+    return speeches
+
+
 def _plays(root: Path, download: bool) -> dict[str, dict]:
     """play -> {"title", "speeches": [[role, text], ...]}: one file, made from the MIT edition's pages if need be."""
     path = root / "shakespeare" / "plays_by_speech.json"
@@ -169,15 +185,15 @@ def _plays(root: Path, download: bool) -> dict[str, dict]:
         plays = {}
         for play in PLAYS:
             page = root / "shakespeare" / "mit" / f"{play}.html"
-            _fetch("shakespeare_roles", PLAYS_URL.format(play), page, download)
-            parser = _Speeches()
-            parser.feed(page.read_text(encoding="utf-8", errors="replace"))
-            plays[play] = {"title": play, "speeches": [speech for speech in parser.speeches if speech[1]]}
+            _fetch("shakespeare_roles", PLAYS_URL.format(play), page, download, check=_speeches)
+            plays[play] = {"title": play, "speeches": _speeches(page)}
         with replacing(path) as part:
             part.write_text(json.dumps(plays), encoding="utf-8")
     try:
         plays = json.loads(path.read_text(encoding="utf-8"))
         [(str(role), str(text)) for play in plays.values() for role, text in play["speeches"]]
+        if silent := [name for name, play in plays.items() if not play["speeches"]]:
+            raise ValueError(f"no speech of {silent[0]}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and load again") from error
     return plays

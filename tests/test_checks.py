@@ -72,35 +72,37 @@ def test_a_hint_gives_two_names_at_most():
 def test_a_file_takes_its_place_at_the_end(tmp_path):
     path = tmp_path / "deep" / "er" / "file.txt"
     for text in ("first", "second"):
-        before = path.read_text() if path.exists() else None
+        before = path.read_text(encoding="utf-8") if path.exists() else None
         with files.replacing(path) as part:
-            part.write_text(text)
-            assert part.parent == path.parent and (path.read_text() if path.exists() else None) == before
-        assert path.read_text() == text and list(path.parent.iterdir()) == [path]
+            part.write_text(text, encoding="utf-8")
+            assert (
+                part.parent == path.parent and (path.read_text(encoding="utf-8") if path.exists() else None) == before
+            )
+        assert path.read_text(encoding="utf-8") == text and list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_the_old_file_and_nothing_beside(tmp_path, error):
     path = tmp_path / "file.txt"
-    path.write_text("whole")
+    path.write_text("whole", encoding="utf-8")
     with pytest.raises(error), files.replacing(str(path)) as part:
-        part.write_text("half")
+        part.write_text("half", encoding="utf-8")
         raise error
-    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text(encoding="utf-8") == "whole" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_writer_that_writes_nothing_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
-    path.write_text("whole")
+    path.write_text("whole", encoding="utf-8")
     with pytest.raises(FileNotFoundError), files.replacing(path):
         pass
-    assert path.read_text() == "whole"
+    assert path.read_text(encoding="utf-8") == "whole"
 
 
 def test_two_writers_do_not_meet(tmp_path):
     path = tmp_path / "file.txt"
     with files.replacing(path) as first, files.replacing(path) as second:
         assert first != second
-        first.write_text("first")
-        second.write_text("second")
-    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]  # who ends last
+        first.write_text("first", encoding="utf-8")
+        second.write_text("second", encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == "first" and list(tmp_path.iterdir()) == [path]  # who ends last

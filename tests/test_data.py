@@ -1,7 +1,12 @@
+import hashlib
 import io
 import os
+import re
 import sys
 import tarfile
+import tempfile
+import warnings
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -99,6 +104,170 @@ def test_from_arrays_copies_what_is_read_only():
     d = data.from_arrays("tiny", **content)
     d.x_train.zero_()
     assert content["x_train"].any()
+
+
+def layouts(kind, x):
+    """(container, what from_arrays is given): the same images in other memory."""
+    if kind == "torch channels last":
+        x = torch.from_numpy(x).permute(0, 3, 1, 2)
+    elif kind == "torch":
+        x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    elif kind == "channels first":
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    elif kind == "every second":
+        x = np.repeat(x, 2, axis=0)[::2]
+    elif kind == "fortran":
+        x = np.asfortranarray(x)
+    return x
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    kind=st.sampled_from(["plain", "torch", "torch channels last", "channels first", "every second", "fortran"]),
+    channels=st.sampled_from([1, 3]),
+    dtype=st.sampled_from(["int64", "uint8", "int32", ">i8"]),
+    tensor=st.booleans(),
+)
+def test_a_data_set_owns_what_it_holds(kind, channels, dtype, tensor):
+    """Whatever is done to the caller's arrays afterwards, and the other way round."""
+    given = with_domains(**{k: v for k, v in arrays(shape=(5, 4, channels)).items()})
+    for key, value in given.items():
+        if key.startswith("x"):
+            given[key] = layouts(kind, value)
+        elif key != "domains":
+            given[key] = value.astype(dtype)
+            given[key] = torch.from_numpy(given[key]) if tensor and dtype != ">i8" else given[key]
+    d = data.from_arrays("mine", **given)
+    keys = data.KEYS + data.DOMAIN_KEYS
+    before = {key: getattr(d, key).clone() for key in keys}
+    for key in keys:
+        given[key][:] = 1
+    assert all(torch.equal(getattr(d, key), before[key]) for key in keys)
+    for key in keys:
+        getattr(d, key).zero_()
+    assert all((given[key] == 1).all() for key in keys)
+
+
+def test_images_are_copied_once(monkeypatch):
+    """Arrays of another layout or dtype are new already when they have been converted."""
+    made = []
+    monkeypatch.setattr(data, "_own", lambda *a, own=data._own: made.append((own(*a), a[1])) or made[-1][0])
+    content = arrays()
+    content["x_train"], content["y_train"] = content["x_train"].transpose(0, 3, 1, 2), content["y_train"].astype("u1")
+    content["x_train"] = np.ascontiguousarray(content["x_train"])
+    d = data.from_arrays("mine", **content)
+    for key, (kept, source) in zip(("x_train", "x_test", "y_train", "y_test"), made, strict=True):
+        assert not np.shares_memory(kept, source) and kept.base is None, key
+        assert np.shares_memory(kept, getattr(d, key).numpy())
+
+
+# --- Ranges and labels ------------------------------------------------------------------------------------------------
+
+
+def told(changes, **options):
+    """What `from_arrays` warns of, or the error."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            data.from_arrays("mine", **arrays(n=60, m=30, classes=5) | changes, **options)
+        except ValueError as error:
+            return "error: " + str(error)
+    assert all(w.filename == __file__ for w in said)  # the warning points to who called
+    return " | ".join(str(w.message) for w in said)
+
+
+def pixels(low, high, n=60, seed=0):
+    return np.random.default_rng(seed).integers(low, high + 1, (n, 5, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "train, test, message",
+    [
+        (
+            (0, 1),
+            (0, 1),
+            "x_train has pixel values 0..1, taken for nearly black, since 255 is white.*x_test has .* 0..1",
+        ),
+        ((0, 15), (0, 15), "x_train has pixel values 0..15, .*scale them to 0..255 before they are cast to uint8"),
+        ((0, 16), (0, 16), "x_train has pixel values 0..16"),
+        ((1, 4), (1, 4), "x_train has pixel values 1..4"),
+        ((0, 255), (0, 16), "^mine: x_test has pixel values 0..16"),
+        ((0, 16), (0, 255), "^mine: x_train has pixel values 0..16"),
+        ((0, 255), (0, 1), "error: mine: x_test has pixel values 0..1, x_train 0..255; .*must have the same range"),
+        ((0, 1), (0, 255), "error: mine: x_train has pixel values 0..1, x_test 0..255"),
+    ],
+)
+def test_pixels_that_were_scaled_before_are_told(train, test, message):
+    assert re.search(message, told({"x_train": pixels(*train), "x_test": pixels(*test, n=30)}))
+
+
+def test_numbers_around_zero_are_told():
+    with np.errstate(invalid="ignore"):
+        around = np.random.default_rng(0).normal(size=(60, 5, 4, 3)).astype(np.int64).astype(np.uint8)
+    assert re.search(
+        r"x_train has only pixel values up to [23] and from 25\d, as numbers around 0", told({"x_train": around})
+    )
+
+
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        (pixels(0, 255), pixels(0, 255, n=30)),
+        (pixels(0, 255) // 8, pixels(0, 255, n=30) // 8),  # dark
+        (pixels(0, 40), pixels(100, 255, n=30)),
+        (pixels(200, 255), pixels(200, 255, n=30)),
+        (255 * pixels(0, 1), 255 * pixels(0, 1, n=30)),  # black and white
+        (pixels(0, 0), pixels(0, 0, n=30)),
+        (pixels(0, 255), pixels(0, 0, n=30)),
+        (pixels(0, 255), pixels(0, 17, n=30)),
+        (pixels(255, 255), pixels(0, 255, n=30)),
+    ],
+)
+def test_ordinary_pixels_are_no_cause_for_alarm(train, test):
+    assert told({"x_train": train, "x_test": test}) == ""
+
+
+@pytest.mark.parametrize(
+    "train, test, message",
+    [
+        (
+            range(1, 11),
+            range(1, 11),
+            "^mine: y_train has labels 1..10, taken for 11 classes, of which 0 have no training",
+        ),
+        ((10, 20, 30), (10, 20, 30), "has labels 10, 20, 30, taken for 31 classes, of which 0, 1, 2, .*, ... have no"),
+        ((0, 1, 3), (0, 1, 3), "taken for 4 classes, of which 2 have no training image. Number"),
+        ((0, 1, 3), (0, 1, 2), r"taken for 4 classes, of which 2 have no training image \(y_test has 2\)"),
+        (
+            range(1, 11),
+            range(10),
+            "error: mine: y_train has labels 1..10, y_test 0..9: a class must have the same number",
+        ),
+        (range(1, 11), (0, 3, 9), "error: mine: y_train has labels 1..10, y_test 0, 3, 9: a class must have the same"),
+        ((0, 2, 4), (1, 3), "error: mine: y_train has labels 0, 2, 4, y_test 1, 3"),
+        (range(10), range(1, 11), "error: mine: y_test has label 10, out of range: 10 classes take labels 0..9"),
+        ((0, -1), (0, 1), "error: mine: y_train has label -1, out of range: labels start at 0"),
+    ],
+)
+def test_labels_that_do_not_count_from_zero_are_told(train, test, message):
+    assert re.search(message, told({"y_train": np.resize(list(train), 60), "y_test": np.resize(list(test), 30)}))
+
+
+@quick
+@given(classes=st.integers(1, 12), shift=st.integers(-3, 3), data_=st.data())
+def test_labels_shifted_against_each_other_never_pass_unseen(classes, shift, data_):
+    y_train = np.resize(np.arange(classes) + max(0, shift), 60)
+    y_test = np.resize(np.arange(classes) + max(0, -shift), 30)
+    said = told({"y_train": y_train, "y_test": y_test})
+    assert said.startswith("error") if shift else said == ""
+
+
+def test_a_subset_of_named_classes_is_no_cause_for_alarm():
+    for train, test in (((1, 3), (1, 3)), ((3,), (0, 1, 2, 3, 4)), ((0, 1, 2), (3, 4))):
+        labels = {"y_train": np.resize(train, 60), "y_test": np.resize(test, 30)}
+        assert told(labels, classes=list("abcde")) == ""
+    assert told({}) == ""
+    assert told({"y_test": np.resize([1, 3], 30)}) == ""  # not every class need be in the test
 
 
 def test_repr_and_to():
@@ -411,6 +580,61 @@ def test_root_comes_from_the_argument_then_the_environment_then_home(monkeypatch
     monkeypatch.delenv("FEDLIB_DATA")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert data.data_root() == tmp_path / ".cache" / "fedlib"
+    monkeypatch.setenv("FEDLIB_DATA", "")
+    assert data.data_root() == data.data_root("") == tmp_path / ".cache" / "fedlib"
+
+
+def test_home_and_variables_are_filled_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DISK", str(tmp_path / "disk"))
+    saved(tmp_path / "mine.npz")
+    for written, meant in (("~/d", "d"), ("$HOME/d", "d"), ("${DISK}/d", "disk/d"), (Path("~") / "d", "d")):
+        monkeypatch.setenv("FEDLIB_DATA", str(written))
+        assert data.data_root() == data.data_root(written) == tmp_path / meant
+    for written in ("~/mine.npz", "$HOME/mine.npz"):
+        assert data.load(written).name == "mine"
+    assert data.data_root("$NOBODY_SET_THIS") == Path("$NOBODY_SET_THIS")  # a folder may be called so
+
+
+def test_without_a_home(monkeypatch, tmp_path):
+    """As in a container with any user's number: Path.expanduser finds neither $HOME nor an entry for the user."""
+
+    def expanduser(path):
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.delenv("FEDLIB_DATA", raising=False)
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert len(data.load("digits").y_train) == 1438 and data.data_root() == tmp_path / "fedlib"
+    assert data.data_root(tmp_path) == tmp_path
+    with pytest.raises(ValueError, match="root='~/d': no home is known for its ~"):
+        data.load("mnist", root="~/d")
+    with pytest.raises(ValueError, match="name='~/x.npz': no home is known for its ~"):
+        data.load("~/x.npz")
+    monkeypatch.setenv("FEDLIB_DATA", "~/d")
+    with pytest.raises(ValueError, match="FEDLIB_DATA='~/d': no home is known"):
+        data.data_root()
+
+
+def test_an_npz_file_is_looked_for_in_root_too(monkeypatch, tmp_path):
+    here, root = tmp_path / "here", tmp_path / "root"
+    for folder in (here, root / "below"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    saved(root / "mine.npz", x_train=pixels(0, 100, n=12))
+    saved(root / "below" / "LOUD.NPZ.npz")
+    (root / "below" / "LOUD.NPZ.npz").rename(root / "below" / "LOUD.NPZ")
+    assert data.load("mine.npz", root=root).name == "mine"
+    assert data.load("below/LOUD.NPZ", root=root).name == data.load(root / "below" / "LOUD.NPZ").name == "LOUD"
+    saved(here / "mine.npz")
+    assert int(data.load("mine.npz", root=root).x_train.max()) == 100  # root comes first
+    assert int(data.load("mine.npz").x_train.max()) > 200
+    saved(here / "other.npz")
+    assert data.load("other.npz", root=root).name == data.load(here / "other.npz", root=root).name == "other"
+    with pytest.raises(FileNotFoundError, match=f"no file {re.escape(str(root / 'absent.npz'))}"):
+        data.load("absent.npz", root=root)
 
 
 def test_register_makes_a_name_known(monkeypatch, tmp_path):
@@ -504,6 +728,7 @@ class FakeMNIST:
     """Stands in for torchvision.datasets.MNIST."""
 
     calls: list = []
+    resources: list = []
 
     def __init__(self, root, train, download):
         self.calls.append((root, train, download))
@@ -515,7 +740,8 @@ class FakeMNIST:
 
 def failing(error):
     class Failing:
-        split_list = {"train": ("u", "f", "m"), "test": ("u", "f", "m")}
+        resources = ()
+        split_list = dict.fromkeys(("train", "test"), ("https://a/f", "f", hashlib.md5(b"").hexdigest()))
 
         def __init__(self, *_, **__):
             raise error
@@ -528,7 +754,7 @@ def test_public_set_is_decoded_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(FakeMNIST, "calls", [])
     root = tmp_path / "new" / "folder"
     first = data.load("mnist", root=root)
-    assert FakeMNIST.calls == [(str(root), True, True), (str(root), False, True)]
+    assert FakeMNIST.calls == [(str(root), True, False), (str(root), False, False)]
     assert [p.name for p in root.iterdir()] == ["mnist.npz"]  # no temporary file is left
     second = data.load("mnist", root=root, download=False)
     assert len(FakeMNIST.calls) == 2
@@ -544,15 +770,14 @@ def test_svhn_and_usps_are_turned_into_the_same_form(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
 
     class SVHN:
+        split_list = {split: (f"https://a/{split}", split, "") for split in ("train", "test")}
+
         def __init__(self, root, split, download):
             n = {"train": 20, "test": 10}[split]
             self.data, self.labels = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), np.arange(n) % 10
 
     class USPS:
-        split_list = {
-            "train": ("https://a/usps.bz2", "usps.bz2", "1"),
-            "test": ("https://a/usps.t.bz2", "usps.t.bz2", "2"),
-        }
+        split_list = SVHN.split_list
 
         def __init__(self, root, train, download):
             n = 20 if train else 10
@@ -561,13 +786,10 @@ def test_svhn_and_usps_are_turned_into_the_same_form(monkeypatch, tmp_path):
     fetched = []
     monkeypatch.setattr("torchvision.datasets.SVHN", SVHN)
     monkeypatch.setattr("torchvision.datasets.USPS", USPS)
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *a: fetched.append(a))
+    monkeypatch.setattr(data, "have", lambda *a: fetched.append(a))
     assert data.load("svhn", root=tmp_path).shape == (3, 32, 32)
     assert data.load("usps", root=tmp_path).shape == (1, 16, 16)
-    assert fetched == [
-        ("https://a/usps.bz2", str(tmp_path), "usps.bz2", "1"),
-        ("https://a/usps.t.bz2", str(tmp_path), "usps.t.bz2", "2"),
-    ]
+    assert fetched == 2 * [(tmp_path / s, [f"https://a/{s}"], "", True) for s in ("train", "test")]
 
 
 def cifar_archive(root, label_bytes):
@@ -604,7 +826,7 @@ def test_cifar_records_are_read_without_unpickling(tmp_path, label_bytes, downlo
 
 def test_cifar_archive_with_another_checksum_is_refused(tmp_path):
     read, _, _ = cifar_archive(tmp_path, 1)
-    with pytest.raises(FileNotFoundError, match="c.tar.gz is missing, or its md5 is not 00"):
+    with pytest.raises(FileNotFoundError, match="c.tar.gz is not the file .*its md5 is not 00"):
         data._cifar_arrays(tmp_path, False, **read | {"md5": "00"})
 
 
@@ -634,6 +856,7 @@ def test_missing_without_download_says_how_to_place_it(tmp_path, name):
 )
 @pytest.mark.parametrize("name, dataset", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("svhn", "SVHN")])
 def test_failed_download_says_how_to_place_it(monkeypatch, tmp_path, name, dataset, error):
+    (tmp_path / "f").touch()  # what is to be fetched is there, so that reading is what fails
     monkeypatch.setattr(f"torchvision.datasets.{dataset}", failing(error))
     with pytest.raises(OSError, match=f"'{name}' could not be downloaded or read") as caught:
         data.load(name, root=tmp_path)
@@ -641,14 +864,15 @@ def test_failed_download_says_how_to_place_it(monkeypatch, tmp_path, name, datas
     assert str(tmp_path) in str(caught.value) and all(file in str(caught.value) for file in data.PUBLIC[name].files)
 
 
-@pytest.mark.parametrize("name", ["usps", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "usps", "svhn", "cifar10", "cifar100"])
 def test_failed_download_of_a_file_says_how_to_place_it(monkeypatch, tmp_path, name):
-    def offline(*_):
+    def offline(*_, **__):
         raise URLError("no route")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
     with pytest.raises(OSError, match=f"'{name}' could not be downloaded or read .*no route"):
         data.load(name, root=tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_svhn_without_scipy_is_clear(monkeypatch, tmp_path):

@@ -1,3 +1,6 @@
+import hashlib
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -247,6 +250,235 @@ def test_a_damaged_cache_of_folders_is_named(tmp_path):
     (tmp_path / "office_caltech_10.16px.npz").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="16px.npz: cannot be read .*delete it and load again"):
         office(tmp_path)
+
+
+# --- What is in a file, whatever it is called ------------------------------------------------------------------------
+
+
+def decoded(path):
+    """(40, 50, 3) pixels of one file; None where it is counted as unreadable."""
+    found = domains._decode([(path, 0, 0)], 64)
+    assert len(found["x"]) + len(found["unreadable"]) == 1
+    return found["x"][0] if len(found["x"]) else None
+
+
+def ramp(levels=256, height=64, width=64):
+    return (np.arange(height * width).reshape(height, width) % 61 / 60 * (levels - 1)).astype(int)
+
+
+def save(path, array, **options):
+    from PIL import Image
+
+    image = Image.fromarray(array) if isinstance(array, np.ndarray) else array
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF of the other byte order"])
+def test_16_bits_become_8(tmp_path, kind):
+    deep = ramp(65536).astype(">u2" if "other" in kind else np.uint16)
+    got = decoded(save(tmp_path / "x.png", deep, format=kind[:4].strip()))
+    assert (got == (deep // 256)[..., None]).all() and got.min() == 0 and got.max() == 255
+
+
+def test_16_bits_of_a_portable_graymap(tmp_path):
+    deep = ramp(65536).astype(">u2")
+    (tmp_path / "x.png").write_bytes(b"P5\n64 64\n65535\n" + deep.tobytes())
+    assert (decoded(tmp_path / "x.png") == (deep // 256)[..., None]).all()
+
+
+def test_16_bits_with_a_transparent_grey_are_on_white(tmp_path):
+    deep = ramp(65536).astype(np.uint16)
+    got = decoded(save(tmp_path / "x.png", deep, transparency=int(deep[0, 7])))
+    assert (got[deep == deep[0, 7]] == 255).all() and (got == (deep // 256)[..., None])[deep != deep[0, 7]].all()
+
+
+HOLDS = {
+    "PNG": "1 L P RGB LA RGBA",
+    "TIFF": "1 L P RGB LA PA RGBA CMYK YCbCr RGBX LAB I F",
+    "WEBP": "L P RGB LA RGBA CMYK HSV",
+    "GIF": "1 L P RGB LA RGBA",
+    "BMP": "1 L P RGB RGBA",
+    "JPEG": "1 L RGB CMYK YCbCr RGBX",
+}
+
+
+@pytest.mark.parametrize("kind, mode", [(kind, mode) for kind, modes in HOLDS.items() for mode in modes.split()])
+def test_every_mode_comes_out_right_or_is_unreadable(tmp_path, kind, mode):
+    """Blue on the left, yellow on the right, dark and light where there is no colour; nothing is transparent."""
+    from PIL import Image
+
+    scene = Image.new("RGB", (64, 64), (20, 30, 200))
+    scene.paste((230, 220, 40), (32, 0, 64, 64))
+    grey = scene.convert("L")
+    if mode == "LAB":  # nothing converts to it; older versions of Pillow convert nothing from it, either
+        grey = scene = Image.new("RGB", (64, 64), (127, 127, 127))
+        image = Image.new(mode, (64, 64), (136, 128, 128))
+    else:
+        start = scene.convert("RGBA") if mode == "PA" else grey if mode in ("I", "F", "1") else scene
+        image = start.convert(mode, palette=Image.Palette.ADAPTIVE, dither=Image.Dither.NONE)
+    got = decoded(save(tmp_path / "x.png", image, format=kind))
+    if mode in ("I", "F") or (mode == "LAB" and got is None):
+        assert got is None
+        return
+    want = np.asarray({"1": image.convert("RGB"), "L": grey, "LA": grey}.get(mode, scene).convert("RGB")).astype(int)
+    wrong = np.abs(got - want)
+    assert wrong[:, :28].max() < 12 and wrong[:, 36:].max() < 12  # some kinds blur the edge
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_white_shows_through(tmp_path, mode):
+    """Transparent on the left, where the colours that nobody sees are black."""
+    from PIL import Image
+
+    alpha = Image.new("L", (64, 64), 0)
+    alpha.paste(255, (32, 0, 64, 64))
+    alpha.paste(128, (60, 0, 64, 64))
+    if mode in ("RGBA", "LA"):
+        image = Image.new(mode[:-1], (64, 64), 0)
+        image.paste(100 if mode == "LA" else (100, 100, 100), (32, 0, 64, 64))
+        image.putalpha(alpha)
+        path = save(tmp_path / "x.png", image)
+    else:
+        image = Image.new("RGB" if mode == "RGB" else "L", (64, 64), 0)
+        image.paste((100,) * 3 if mode == "RGB" else 100, (32, 0, 64, 64))
+        if mode == "P":
+            image = image.convert("P")
+        path = save(tmp_path / "x.png", image, transparency=(0, 0, 0) if mode == "RGB" else 0)
+    got = decoded(path)
+    assert (got[:, :31] == 255).all() and (got[:, 33:59] == 100).all()
+    assert not mode.endswith("A") or abs(int(got[0, 63, 0]) - 177) <= 1
+
+
+def test_an_opaque_picture_keeps_its_bits(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for ending, image in (
+        ("png", pixels),
+        ("bmp", pixels),
+        ("png", np.dstack([pixels, np.full((64, 64), 255, np.uint8)])),
+    ):
+        assert (decoded(save(tmp_path / f"x.{ending}", image)) == pixels).all()
+    path = save(tmp_path / "x.jpg", pixels)
+    with Image.open(path) as plain:
+        assert (decoded(path) == np.asarray(plain)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_pictures_are_turned_upright(tmp_path, kind, turned):
+    """The seven ways a camera may have been held, and none: white is above on the left, black else."""
+    from PIL import Image
+
+    undo = (None, 0, 3, 1, 5, 2, 6, 4)[turned - 1]  # Image.Transpose that stores an upright picture this way
+    upright = np.zeros((64, 64, 3), np.uint8)
+    upright[:32, :20] = 255
+    stored = Image.fromarray(upright)
+    stored = stored if undo is None else stored.transpose(Image.Transpose(undo))
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    got = decoded(save(tmp_path / "x.jpg", stored, format=kind, exif=exif)).astype(int)
+    assert got[4:28, 4:16].min() > 200 and got[36:].max() < 60 and got[:, 24:].max() < 60
+
+
+def test_16_bits_are_turned_too_and_damaged_exif_is_passed_over(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = ramp(65536).astype(np.uint16)
+    assert (decoded(save(tmp_path / "x.png", deep, exif=exif)) == np.rot90(deep // 256, -1)[..., None]).all()
+    grey = ramp().astype(np.uint8)
+    assert (
+        decoded(save(tmp_path / "y.png", grey, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")) == grey[..., None]
+    ).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_of_several_pictures_the_first_is_taken(tmp_path, kind):
+    from PIL import Image
+
+    first, second = (Image.new("RGB", (64, 64), (level,) * 3) for level in (40, 200))
+    first.save(tmp_path / "x.png", format=kind, save_all=True, append_images=[second])
+    assert np.abs(decoded(tmp_path / "x.png").astype(int) - 40).max() < 4
+
+
+def test_what_is_no_picture_is_named_and_left_out(tmp_path):
+    folder = photographs(tmp_path, each=10)
+    bike = folder / "amazon" / "bike"
+    (bike / "folder.png").mkdir()
+    (bike / "nowhere.jpg").symlink_to(tmp_path / "nowhere")
+    (bike / "circle.jpg").symlink_to(bike / "circle.jpg")
+    (bike / "empty.jpg").touch()
+    os.mkfifo(bike / "pipe.png")
+    os.rename(bike / "3.jpg", bike / "3.JPG")
+    (bike / "float.png").write_bytes(save(tmp_path / "x.tiff", ramp().astype(np.float32)).read_bytes())
+    with pytest.warns(
+        UserWarning, match="6 images cannot be read and are left out: amazon.bike.circle.jpg, amazon.bike.em"
+    ):
+        d = office(tmp_path, max_unreadable=0.1)
+    assert len(d.y_train) + len(d.y_test) == 80
+
+
+def test_hidden_entries_are_no_data(tmp_path):
+    folder = photographs(tmp_path)
+    plain = office(tmp_path)
+    (folder / ".git").mkdir()
+    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden"):
+        (folder / "amazon" / name).mkdir()
+        (folder / "amazon" / name / "0.jpg").write_bytes((folder / "amazon" / "bike" / "0.jpg").read_bytes())
+        (folder / "dslr" / "mug" / name).mkdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.jpg", ".0.jpg"):
+        (folder / "amazon" / name).write_bytes(b"\0\5\x16\7")
+        (folder / "amazon" / "bike" / name).write_bytes(b"\0\5\x16\7")
+    d = office(tmp_path)
+    assert d.classes == ("bike", "mug") and torch.equal(d.x_train, plain.x_train)
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+    """An old zip, unpacked on Linux: files, damaged ones, and a class."""
+    folder = photographs(tmp_path)
+    for domain in folder.iterdir():
+        os.rename(domain / "mug", os.fsencode(domain) + b"/caf\xe9")
+    bike = os.fsencode(folder / "amazon" / "bike")
+    os.rename(bike + b"/0.jpg", bike + b"/\xe9.jpg")
+    with open(bike + b"/\xe8.jpg", "wb") as file:
+        file.write(b"damaged")
+    for _ in range(2):  # from the folder, then from the decoded copy
+        with pytest.warns(UserWarning, match="1 images .*amazon.bike.\\\\xe8.jpg"):
+            d = office(tmp_path, max_unreadable=0.1)
+        assert d.classes == ("bike", "caf\\xe9") and len(d.y_train) + len(d.y_test) == 80
+        assert repr(d).encode("utf-8")
+
+
+@pytest.mark.parametrize("times", ["new", "restored"])
+def test_images_changed_in_place_are_decoded_anew(tmp_path, times):
+    """Bitmaps keep their size; some programs restore the time of modification, too."""
+    folder = photographs(tmp_path)
+    one = folder / "amazon" / "bike" / "0.jpg"
+    one.unlink()
+    one = save(one.with_suffix(".bmp"), np.full((40, 30, 3), 10, np.uint8))
+    first, before = office(tmp_path), one.stat()
+    save(one, np.full((40, 30, 3), 250, np.uint8))
+    if times == "restored":
+        os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert one.stat().st_size == before.st_size
+    second = office(tmp_path)
+    changed = sum(int((getattr(second, k) != getattr(first, k)).flatten(1).any(1).sum()) for k in ("x_train", "x_test"))
+    assert changed == 1
+
+
+def test_a_decoded_copy_of_older_rules_is_not_used(tmp_path):
+    """Its fingerprint went by name and size."""
+    folder = photographs(tmp_path)
+    first, cache = office(tmp_path), tmp_path / "office_caltech_10.16px.npz"
+    files, _ = domains._listing("", folder, first.domains, None)
+    listing = hashlib.sha256("".join(f"{f} {f.stat().st_size}\n" for f, _, _ in files).encode()).hexdigest()
+    with np.load(cache) as kept:
+        old = dict(kept) | {"x": kept["x"] // 2, "listing": np.array(listing)}
+    np.savez(cache, **old)
+    assert torch.equal(office(tmp_path).x_train, first.x_train)
 
 
 @quick

@@ -41,7 +41,7 @@ def project(tmp_path):
     """A folder laid out as ours is."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path
 
 
@@ -63,14 +63,14 @@ def test_the_digest_follows_the_code(project, name, old, new, counts):
     before = executed.digest(project)
     changed = MODULE.replace(old, new)
     assert changed != MODULE
-    (project / name).write_text(changed)
+    (project / name).write_text(changed, encoding="utf-8")
     assert (executed.digest(project) != before) is counts
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.endswith(".py")])
 def test_the_digest_follows_what_notebooks_read_but_not_what_they_write(project, name):
     before = executed.digest(project)
-    (project / name).write_text("other")
+    (project / name).write_text("other", encoding="utf-8")
     assert (executed.digest(project) != before) is ("results/01_x.quick" not in name)
 
 
@@ -104,19 +104,19 @@ def test_an_executed_notebook_is_known_with_its_time(built):
 
 def test_text_between_cells_is_not_executed(built):
     _, notebook, cache = built
-    notebook.write_text(notebook.read_text().replace("# Title", "# Another title"))
+    notebook.write_text(notebook.read_text(encoding="utf-8").replace("# Title", "# Another title"))
     assert executed.when(notebook, cache)
 
 
 def test_a_changed_cell_is_executed_again(built):
     _, notebook, cache = built
-    notebook.write_text(notebook.read_text().replace("a = 1", "a = 2"))
+    notebook.write_text(notebook.read_text(encoding="utf-8").replace("a = 1", "a = 2"))
     assert executed.when(notebook, cache) is None
 
 
 def test_changed_code_is_executed_again(built):
     project, _, cache = built
-    (project / "fedlib/circle.py").write_text(MODULE.replace("r**2", "r**3"))
+    (project / "fedlib/circle.py").write_text(MODULE.replace("r**2", "r**3"), encoding="utf-8")
     assert not executed.holds(cache, project)
 
 
@@ -142,7 +142,7 @@ def test_another_interpreter_is_executed_again(built, monkeypatch, part):
 def test_without_a_whole_record_all_is_executed(built, text):
     project, _, cache = built
     stamp = cache / executed.STAMP
-    stamp.unlink() if text is None else stamp.write_text(text)
+    stamp.unlink() if text is None else stamp.write_text(text, encoding="utf-8")
     assert not executed.holds(cache, project)
 
 
@@ -163,7 +163,9 @@ def test_pytest_skips_by_name_what_was_executed_and_runs_the_rest(built):
     shutil.copy(ROOT / "tests" / "conftest.py", project)
     shutil.rmtree(project / "fedlib")  # conftest wants the real one
     executed.write_stamp(project / "_build" / ".jupyter_cache", executed.state(project))
-    (project / "pytest.ini").write_text("[pytest]\npythonpath = book/_ext\nmarkers =\n  notebook\n  quick\n")
+    (project / "pytest.ini").write_text(
+        "[pytest]\npythonpath = book/_ext\nmarkers =\n  notebook\n  quick\n", encoding="utf-8"
+    )
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-n", "0", "-rs", "book"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)

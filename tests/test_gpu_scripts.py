@@ -25,7 +25,7 @@ def run(script, *told):
 def test_gpu_check(tmp_path):
     out = tmp_path / "gpu_check.json"
     run("gpu_check.py", "--seconds", 600, "--out", out)
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert CARD <= result["card"].keys() and result["card"]["device"] == "cpu"
     lines = {name: section["lines"] for name, section in result["sections"].items()}
     assert {name: section["exit"] for name, section in result["sections"].items()} == dict.fromkeys(lines, 0)
@@ -43,7 +43,7 @@ def test_ln_paper_stops_in_time_and_goes_on_from_its_checkpoints(tmp_path):
     for rounds, seconds in ((2, 0.1), (4, 600)):
         said = run("ln_paper.py", "--seconds", seconds, *options)
         assert len(said.splitlines()) == 1 and f" s, {rounds} rounds: " in said
-    result = json.loads((tmp_path / "ln_paper.json").read_text())
+    result = json.loads((tmp_path / "ln_paper.json").read_text(encoding="utf-8"))
     told = {"engine": "stacked", "chunk": 4, "tf32": False, "benchmark": False, "rates": [0.01, 0.05, 0.1]}
     assert CARD <= result["card"].keys() and told.items() <= result["card"].items()
     assert result["rounds"] == 4 and result["curves"].keys() == {"none", "feature", "layer"}

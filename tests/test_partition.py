@@ -434,6 +434,56 @@ def test_like_names_clients_left_without_test_samples():
 
 
 @quick
+@given(
+    per_domain=st.integers(1, 3),
+    mix=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+    kinds=st.integers(1, 4),
+    classes=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+def test_like_with_domains_shares_out_each_class_of_each_domain(per_domain, mix, kinds, classes, seed):
+    rng = np.random.default_rng(seed)
+    domains, test_domains = (np.sort(rng.permutation(n) % kinds) for n in (600, 300))
+    labels, test_labels = rng.integers(0, classes, 600), rng.integers(0, classes, 300)
+    parts = P.by_domain(domains, per_domain, mix, seed)
+    tests = P.like(parts, labels, test_labels, seed, domains, torch.from_numpy(test_domains))
+    assert len(torch.cat(tests).unique()) == len(torch.cat(tests)) <= 300
+    for d in range(kinds):
+        for c in range(classes):
+            held = np.array([((domains[p] == d) & (labels[p] == c)).sum() for p in parts])
+            got = np.array([((test_domains[p] == d) & (test_labels[p] == c)).sum() for p in tests])
+            there = ((test_domains == d) & (test_labels == c)).sum() if held.any() else 0
+            assert got.sum() == there and (np.abs(got - there * held / max(1, held.sum())) < 1).all()
+
+
+def test_like_with_domains_tests_each_client_on_its_own_domain():
+    domains, test_domains, labels = torch.arange(60) // 20, torch.arange(30) // 10, torch.arange(60) % 2
+    tests = P.like(P.by_domain(domains), labels, labels[:30], 0, domains, test_domains)
+    assert same(tests, P.by_domain(test_domains))
+    one = torch.zeros(60, dtype=torch.int64)  # one domain is none: the same draw
+    far = P.like(P.by_domain(domains), labels, labels[:30], 0, 10**9 * domains, 10**9 * test_domains)
+    assert same(far, tests)  # numbers need not follow each other
+    parts = P.iid(labels, 3)
+    assert same(P.like(parts, labels, labels[:30]), P.like(parts, labels, labels[:30], 0, one, one[:30]))
+
+
+@pytest.mark.parametrize(
+    "domains, message",
+    [
+        ({"domains": torch.zeros(1000, dtype=torch.int64)}, "domains needs test_domains"),
+        ({"test_domains": torch.zeros(20, dtype=torch.int64)}, "test_domains needs domains"),
+        ({"domains": [0] * 999, "test_domains": [0] * 20}, "domains must number .* each of the 1000 labels, got 999"),
+        ({"domains": [0] * 1000, "test_domains": [0]}, "test_domains must number .* each of the 20 test_labels, got 1"),
+        ({"domains": [0.5] * 1000, "test_domains": [0] * 20}, "domains must be a 1-D tensor or array of integers"),
+        ({"domains": [0] * 1000, "test_domains": [-1] * 20}, "test_domains must be 0 or more, got -1"),
+    ],
+)
+def test_like_refuses_domains(domains, message):
+    with pytest.raises(ValueError, match=message):
+        P.like(P.iid(LABELS, 2), LABELS, torch.arange(20) % 10, **domains)
+
+
+@quick
 @given(clients=st.integers(1, 20), seed=st.integers(0, 1000))
 def test_counts_agrees_with_a_plain_loop(clients, seed):
     parts = P.dirichlet(LABELS, clients, 0.5, seed=seed)

@@ -352,7 +352,7 @@ print(run.history.to_csv(index=False, float_format="%.17g"))
 @pytest.mark.heavy
 def test_kill_9_and_the_same_command(tmp_path):
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
     def command(*arguments: str) -> list[str]:

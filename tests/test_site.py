@@ -21,8 +21,8 @@ SITE = ROOT / "_build" / "html"
 PAGES = [
     entry["file"]
     for entry in [
-        {"file": yaml.safe_load((ROOT / "_toc.yml").read_text())["root"]},
-        *yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"],
+        {"file": yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["root"]},
+        *yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["chapters"],
     ]
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -155,7 +155,7 @@ def need_scripts(name):
 
 
 def test_index_leads_to_the_first_page():
-    assert PAGES[0] in (SITE / "index.html").read_text()
+    assert PAGES[0] in (SITE / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", PAGES)

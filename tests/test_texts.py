@@ -1,12 +1,11 @@
 import hashlib
 import json
-from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
 
-from fedlib import data, texts
+from fedlib import data, files, texts
 
 TEXTS = {"Ann": "abcdefghij" * 4, "Bob": "jihgfedcba" * 5}
 
@@ -70,42 +69,42 @@ def test_the_excerpt_needs_no_folder(tmp_path):
     d = data.load("shakespeare_excerpt", root=tmp_path, download=False, clients=7, length=20)
     assert len(d.domains) == 7 and d.domains[0] == "AUTOLYCUS" and d.shape == (20,) and not any(tmp_path.iterdir())
     assert int(torch.bincount(d.domain_test).min()) > 500
-    everything = texts.EXCERPT.read_text()
+    everything = texts.EXCERPT.read_text(encoding="utf-8")
     assert d.read(d.x_train[0]) in everything and "AUTOLYCUS" not in d.read(d.x_train.flatten()[:5000])
 
 
 PAGE = """<H3>ACT I</h3><h3>SCENE I. A hall.</h3><p><blockquote><i>Enter ANN and <b>BOB</b></i></blockquote>
 <A NAME=speech1><b>ANN</b></a><blockquote><A NAME=1.1.1>{0} &amp; on,</A><br>
 <A NAME=1.1.2>{0}</A><br><p><i>Exit</i></p></blockquote>
-<A NAME=speech2><b>BOB</b></a><blockquote><A NAME=1.1.3>{0}!</A><br></blockquote><a href="/x">next page</a>"""
+<A NAME=speech2><b>BOB</b></a><blockquote><A NAME=1.1.3>{0}!</A><br></blockquote><a href="/x">next</a></body></html>
+"""
 
 
 def test_roles_are_read_from_the_pages_of_the_mit_edition(tmp_path, monkeypatch):
     fetched = []
 
-    def download_url(url, root, filename, md5=None):
+    def download(url, path, *_):
         fetched.append(url)
-        path = texts.Path(root) / filename
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(PAGE.format("to be or not to be " * 5))
+        path.write_text(PAGE.format("to be or not to be " * 5), encoding="utf-8")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", download_url)
+    monkeypatch.setattr(files, "_download", download)
     monkeypatch.setattr(texts, "PLAYS", ("hamlet", "lear"))
     options = {"length": 10, "clients": 3, "train": 60, "test": 5}
     d = data.load("shakespeare_roles", root=tmp_path, **options)
     assert fetched == [f"https://shakespeare.mit.edu/{play}/full.html" for play in ("hamlet", "lear")]
     assert len(d.domains) == 3 and set(d.domains) <= {f"{p}: {r}" for p in ("hamlet", "lear") for r in ("ANN", "BOB")}
     assert torch.bincount(d.domain_train).tolist() == [60] * 3
-    plays = json.loads((tmp_path / "shakespeare" / "plays_by_speech.json").read_text())
+    plays = json.loads((tmp_path / "shakespeare" / "plays_by_speech.json").read_text(encoding="utf-8"))
     line = "to be or not to be " * 5
     assert plays["lear"]["speeches"] == [["ANN", f"{line} & on,\n{line}"], ["BOB", f"{line}!"]]
     again = data.load("shakespeare_roles", root=tmp_path, download=False, **options)
     assert len(fetched) == 2 and torch.equal(again.x_train, d.x_train)
     with pytest.raises(ValueError, match="clients must be at most 4, the roles with 60 training and 5 test windows"):
         data.load("shakespeare_roles", root=tmp_path, **{**options, "clients": 5})
-    (tmp_path / "shakespeare" / "plays_by_speech.json").write_text("[1, 2")
-    with pytest.raises(ValueError, match="plays_by_speech.json is damaged .* delete it and load again"):
-        data.load("shakespeare_roles", root=tmp_path, **options)
+    for damaged in ("[1, 2", '{"lear": {"speeches": []}}'):  # the latter is what a page to log in once made of a play
+        (tmp_path / "shakespeare" / "plays_by_speech.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(ValueError, match="plays_by_speech.json is damaged .* delete it and load again"):
+            data.load("shakespeare_roles", root=tmp_path, **options)
 
 
 def test_a_missing_text_says_how_to_place_it(tmp_path, monkeypatch):
@@ -113,11 +112,11 @@ def test_a_missing_text_says_how_to_place_it(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=f"data set '{name}' cannot be had .* by hand, save https.*{file}"):
             data.load(name, root=tmp_path, download=False)
 
-    def cut_short(url, root, filename, md5):
-        (Path(root) / filename).write_text("half a pl")
+    def cut_short(url, path, *_):
+        path.write_text("half a pl", encoding="utf-8")
         raise URLError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", cut_short)
+    monkeypatch.setattr(files, "_download", cut_short)
     for name in ("tiny_shakespeare", "shakespeare_roles"):
         with pytest.raises(OSError, match="no network.*set FEDLIB_DATA"):
             data.load(name, root=tmp_path)
@@ -127,7 +126,7 @@ def test_a_missing_text_says_how_to_place_it(tmp_path, monkeypatch):
 def test_tiny_shakespeare_from_its_file(tmp_path, monkeypatch):
     path = tmp_path / "shakespeare" / "tinyshakespeare.txt"
     path.parent.mkdir()
-    path.write_text("ANN:\nTo be.\n\n" * 50)
+    path.write_text("ANN:\nTo be.\n\n" * 50, encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="its md5 is not 6fb458f1232090904fb40fe944165e91"):
         data.load("tiny_shakespeare", root=tmp_path, download=False)
     monkeypatch.setattr(texts, "TINY", (texts.TINY[0], hashlib.md5(path.read_bytes()).hexdigest()))

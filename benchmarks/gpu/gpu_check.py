@@ -166,7 +166,7 @@ def main() -> int:
     print(result["card"], flush=True)
     result["sections"] = {name: in_a_process(name, args) for name in SHARES}
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     found = result["sections"].values()
     return int(any(s["exit"] != 0 or any(line.startswith("BAD") for line in s["lines"]) for s in found))
 

@@ -140,7 +140,7 @@ def main() -> None:
         found = {norm: curves(sim) for norm, sim in sims.items()}
         result = {"card": told, "rounds": rounds, "seconds": {n: s.seconds for n, s in sims.items()}, "curves": found}
         with replacing(args.out / "ln_paper.json") as part:
-            part.write_text(json.dumps(result, indent=1) + "\n")
+            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         ends = {norm: {c["lr"]: c["accuracy"][-1:] for c in lines} for norm, lines in found.items()}
         print(f"{time.monotonic() - began:.0f} s, {rounds} rounds: {ends}", flush=True)
 

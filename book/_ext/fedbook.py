@@ -109,11 +109,11 @@ def serve_scripts(app, config):
 
 def fetch_scripts():
     """Fill ``_static/vendor`` from npm, once for every set of versions."""
-    versions = json.loads((ROOT / "package.json").read_text())["dependencies"]
+    versions = json.loads((ROOT / "package.json").read_text(encoding="utf-8"))["dependencies"]
     wanted_now = {"versions": versions, "files": FILES}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     stamp = VENDOR / "versions.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == wanted_now:
+    if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == wanted_now:
         return
     shutil.rmtree(VENDOR, ignore_errors=True)
     for package, wanted in FILES.items():
@@ -122,7 +122,7 @@ def fetch_scripts():
             subprocess.run(command, cwd=folder, check=True, timeout=120, **quiet)
             (packed,) = Path(folder).glob("*.tgz")
             extract(packed, wanted, VENDOR / f"LICENSE.{package.split('/')[-1]}")
-    stamp.write_text(json.dumps(wanted_now, indent=1))
+    stamp.write_text(json.dumps(wanted_now, indent=1), encoding="utf-8")
 
 
 def extract(packed: Path, wanted: dict[str, str], licence: Path):
