@@ -786,8 +786,12 @@ def _threads(workers: int | None, device: torch.device) -> int:
 
 def _device(wanted: str | torch.device | None) -> torch.device:
     """The device asked for, or CUDA where there is one."""
+    if wanted is None:
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if not isinstance(wanted, (str, torch.device)):  # 0 would be the first GPU to torch, and nothing to others
+            raise RuntimeError("a number is no name; 'cuda:0' is the first GPU")
+        device = torch.device(wanted)
     except RuntimeError as error:
         raise ValueError(f"device must be 'cpu', 'cuda' or another name torch knows, got {wanted!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -121,10 +121,10 @@ def test_bad_arguments_are_refused(data, parts, wrong, message):
 
 NEVER = [object(), b"1", (), {}, [], "", "0.9", "none", 2.5, -1, 0, float("nan"), float("inf"), 2**64, np.array([]), 1j]
 ARGUMENTS = {  # argument of fl.run -> what of NEVER it takes
-    "model": [], "data": [], "parts": [], "algorithm": [], "rounds": [], "lr": [2.5, 2**64], "batch_size": [2**64],
+    "model": [], "data": [], "parts": [], "algorithm": [], "rounds": [2**64], "lr": [2.5, 2**64], "batch_size": [2**64],
     "seed": [0], "weight_decay": [2.5, 0, 2**64], "clip": [2.5, float("inf"), 2**64], "settings": [{}],
     "local_steps": [2**64], "local_epochs": [], "clients_per_round": [], "lr_decay": [], "augment": [],
-    "normalise": [0], "test_parts": [], "device": ["", "0.9", 0, -1], "engine": [], "chunk": [2**64], "wave": [2**64],
+    "normalise": [0], "test_parts": [], "device": [], "engine": [], "chunk": [2**64], "wave": [2**64],
     "workers": [2**64], "precision": [], "evaluate_every": [2**64], "checkpoint": ["0.9", "none"],
     "checkpoint_every": [2**64], "checkpoint_minutes": [2.5, 0, float("inf"), 2**64], "progress": ["", "0.9", "none"],
 }  # fmt: skip
