@@ -42,30 +42,32 @@ def test_every_notebook_repeats_the_address():
 
 def test_a_doctored_copy_is_found_and_mended(copy, capsys):
     assert address.main(["--check"], copy) == 0
-    (copy / "book" / "intro.md").write_text(REPEATED)
+    (copy / "book" / "intro.md").write_text(REPEATED, encoding="utf-8")
     assert address.main(["--check"], copy) == 1
     assert "book/intro.md: has another address" in capsys.readouterr().out
-    assert (copy / "book" / "intro.md").read_text() == REPEATED
+    assert (copy / "book" / "intro.md").read_text(encoding="utf-8") == REPEATED
     assert address.main([], copy) == 0
-    text = (copy / "book" / "intro.md").read_text()
+    text = (copy / "book" / "intro.md").read_text(encoding="utf-8")
     assert "old" not in text and "master" not in text and "huawei-noah/Federated-Learning" in text
     assert address.main(["--check"], copy) == 0
 
 
 def test_a_new_address_reaches_every_place(copy):
     config = copy / "_config.yml"
-    config.write_text(re.sub("url: https://github.com/.*", "url: https://github.com/someone/else", config.read_text()))
-    before = {path: path.read_text() for path in address.files(copy)}
+    config.write_text(
+        re.sub("url: https://github.com/.*", "url: https://github.com/someone/else", config.read_text(encoding="utf-8"))
+    )
+    before = {path: path.read_text(encoding="utf-8") for path in address.files(copy)}
     old = "/".join(address.address(ROOT)[:2])
     assert address.main([], copy) == 0
     for path, text in before.items():
-        assert f"github.com/{old}" not in path.read_text()
-        assert path.read_text().count("someone/else") == text.count(old)
+        assert f"github.com/{old}" not in path.read_text(encoding="utf-8")
+        assert path.read_text(encoding="utf-8").count("someone/else") == text.count(old)
 
 
 @pytest.mark.parametrize("url", ["https://github.com/owner/repo.git", "https://gitlab.com/owner/repo", "owner/repo"])
 def test_a_malformed_address_is_refused(copy, url):
     config = copy / "_config.yml"
-    config.write_text(re.sub("url: https://github.com/.*", f"url: {url}", config.read_text()))
+    config.write_text(re.sub("url: https://github.com/.*", f"url: {url}", config.read_text(encoding="utf-8")))
     with pytest.raises(ValueError, match="repository: url: must be https://github.com/OWNER/REPOSITORY"):
         address.main(["--check"], copy)

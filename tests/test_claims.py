@@ -48,7 +48,7 @@ def test_bad_claims_are_refused(changes, message):
 
 
 def test_results_are_strict_json_with_short_lists_on_a_line(tmp_path):
-    text = save(tmp_path).read_text()
+    text = save(tmp_path).read_text(encoding="utf-8")
     content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert content["curves"]["LN"][0] == {"round": [1, 2], "accuracy": [0.5, None]}
     assert content["tables"]["t"] == {"a": [1.0, None]}
@@ -59,21 +59,21 @@ def test_results_are_strict_json_with_short_lists_on_a_line(tmp_path):
 
 def test_the_same_result_leaves_the_file_alone(tmp_path):
     path = save(tmp_path)
-    path.write_text(path.read_text().replace('"wall_seconds": 840', '"wall_seconds": 1'))
-    before = path.read_text()
+    path.write_text(path.read_text(encoding="utf-8").replace('"wall_seconds": 840', '"wall_seconds": 1'))
+    before = path.read_text(encoding="utf-8")
     save(tmp_path)
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
     save(tmp_path, measured=3.0, verdict="does not hold")
-    assert '"wall_seconds": 840' in path.read_text()
+    assert '"wall_seconds": 840' in path.read_text(encoding="utf-8")
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = save(tmp_path)
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     monkeypatch.setattr(claims.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save(tmp_path, measured=1.0)
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -83,7 +83,7 @@ def test_bad_results_are_refused(tmp_path):
     claim = Claim(**GOOD, verdict="holds")
     with pytest.raises(ValueError, match="must be unique"):
         claims.save_results("02_x", "quick", config={}, claims=[claim, claim], folder=tmp_path)
-    (tmp_path / "broken.json").write_text('{"name": "x"')
+    (tmp_path / "broken.json").write_text('{"name": "x"', encoding="utf-8")
     with pytest.raises(ValueError, match="broken.json is not a result"):
         claims.load_results(tmp_path)
 

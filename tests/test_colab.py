@@ -96,21 +96,25 @@ def colab(tmp_path_factory):
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "below.pth").write_text(sysconfig.get_paths()["purelib"])
+    (packages / "below.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--ignore-installed", *COLAB]
-    result = subprocess.run(install, capture_output=True, text=True)
+    result = subprocess.run(install, capture_output=True, text=True, encoding="utf-8")
     if result.returncode:
         pytest.skip(f"Colab's packages cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
     kernel = folder / "share" / "jupyter" / "kernels" / "colab"
     kernel.mkdir(parents=True)
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
+    (kernel / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}), encoding="utf-8"
+    )
     return folder
 
 
 def test_the_environment_is_colabs(colab):
     asked = "import ipywidgets, IPython, numpy; print(ipywidgets.__version__, IPython.__version__, numpy.__version__)"
-    found = subprocess.run([colab / "bin" / "python", "-c", asked], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [colab / "bin" / "python", "-c", asked], capture_output=True, text=True, encoding="utf-8", check=True
+    )
     assert found.stdout.split() == ["7.7.1", "7.34.0", "2.1.3"]
 
 
@@ -138,7 +142,7 @@ def test_chapter_runs_as_on_colab(path, colab, tmp_path, monkeypatch):
     )
     outputs = [
         output
-        for cell in json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+        for cell in json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"]
         for output in cell.get("outputs", ())
     ]
     shown = [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
