@@ -209,6 +209,13 @@ def test_the_environment_is_colabs_with_the_wheel(colab, tmp_path):
     assert versions == ["7.7.1", "7.34.0", "2.1.3"] and Path(where).is_relative_to(colab)
 
 
+def test_the_wheel_brings_the_presets_and_recorded_results(colab):
+    (packaged,) = colab.glob("lib/python*/site-packages/fedlib/book")
+    for folder, kind in (("params", "*.yaml"), ("results", "*.json")):
+        ours = {file.name: file.read_bytes() for file in (BOOK / folder).glob(kind) if ".custom." not in file.name}
+        assert {file.name: file.read_bytes() for file in (packaged / folder).iterdir()} == ours
+
+
 def turn(of):
     """Which of so many is tried in this run: another one after each commit, or each day where there is no git."""
     count = ["git", "rev-list", "--count", "HEAD"]
