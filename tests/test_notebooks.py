@@ -86,6 +86,15 @@ def test_presets_name_declared_parameters_only(path):
             assert values == {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
 
 
+@chapters
+def test_checkpoints_are_named_by_what_decides_a_result_and_decide_nothing_themselves(path):
+    code = "\n".join(map(source, code_cells(path)))
+    assert code.count("fl.chapter.checkpoint_names(globals()") == 1
+    assert set(re.findall(r"\bcheckpoint=(\w+)", code)) <= {"checkpoint", "None"}
+    # no cell asks whether there are any: a claim is judged with them and without
+    assert not re.search(r"(if|not|and|or) checkpoints\b", code)
+
+
 def test_preset_and_result_files_belong_to_a_chapter():
     stems = {path.stem for path in CHAPTERS}
     for file in [*(BOOK / "params").glob("*.yaml"), *(BOOK / "results").glob("*.json")]:
