@@ -107,7 +107,7 @@ def made_up(name):
     return [Path(file).stem for file in files if not (root / file).exists()]
 
 
-def arrays_of(real, classes=10, side=32, channels=3, train=400, test=100):
+def arrays_of(real, classes=10, side=32, channels=3, train=200, test=60):
     """Some images of a data set, or, where ``real`` is None, noise whose brightness tells the class."""
     if real is not None:
         some = data.some(real, min(train, len(real.y_train)), min(test, len(real.y_test)))
@@ -128,10 +128,9 @@ def make_small(name, root):
     here, absent = data.data_root(), made_up(name)
     if name in data.PUBLIC:
         classes = len(data.PUBLIC[name].classes)
-        size = {"train": 4 * classes} if classes > 100 else {}
         real = None if absent else data.load(name, download=False)
         side, channels = (28, 1) if name in ("mnist", "fashion_mnist") else (32, 3)
-        np.savez(root / f"{name}.npz", **arrays_of(real, classes, side, channels, **size))
+        np.savez(root / f"{name}.npz", **arrays_of(real, classes, side, channels))
     elif name == "digits_five":
         (root / name).mkdir()
         for domain in domains.DIGITS_FIVE:
