@@ -147,6 +147,15 @@ def test_presets_and_results_are_found_from_anywhere_in_a_checkout(tmp_path, mon
     assert list(claims.load_results()["02_x"]) == ["cpu"]
 
 
+def test_a_preset_can_be_applied_without_papermill(tmp_path, monkeypatch):
+    home = book(tmp_path)
+    monkeypatch.chdir(home)
+    write(home / "params" / "02_x.paper.yaml", {"preset": "paper", "rounds": 1})
+    assert check_here(**chapter.preset("02_x", "paper")) == "paper"
+    with pytest.raises(ValueError, match=r"one of .*02_x.paper, 02_x.quick; got '02_x.papr'"):
+        chapter.preset("02_x", "papr")
+
+
 def alone(tmp_path, monkeypatch):
     """A notebook by itself and an installed fedlib, with copies of the book's presets and results."""
     packaged = tmp_path / "site-packages" / "fedlib" / "book"

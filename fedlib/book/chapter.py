@@ -255,6 +255,24 @@ def check_parameters(
     return _label(values, chapter, quick, folders)
 
 
+def preset(chapter: str, name: str) -> dict[str, Any]:
+    """A preset's parameters, for a notebook without papermill: ``globals().update(preset(...))`` in a cell of its own.
+
+    Args:
+        chapter: name of the notebook without its ending.
+        name: for example ``"colab"``.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    folders = book_folders("params")
+    said, quick = _preset(chapter, name, folders), _preset(chapter, "quick", folders)
+    if said is None or quick is None:
+        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+        raise ValueError(f"there must be a file of the preset, one of {', '.join(known)}; got {f'{chapter}.{name}'!r}")
+    return {**quick, **said}
+
+
 def _preset(chapter: str, preset: str, folders: Sequence[Path]) -> dict[str, Any] | None:
     """What the preset's file says, in the first of the folders that has it; None without one."""
     files = (folder / f"{chapter}.{preset}.yaml" for folder in folders)
