@@ -47,7 +47,7 @@ COLAB = [
 LEAST = {  # last word of a parameter's name, or of a key in one: at most this
     **{"rounds": 2, "epochs": 2, "steps": 2, "every": 1, "seeds": 1, "images": 200, "train": 40, "test": 20},
     "phase_rounds": 1,  # of each block
-    **{"clients": 20, "cohort": 4, "size": 64, "width": 24, "hidden": 8, "out": 8, "batch": 8},
+    **{"clients": 20, "cohort": 2, "size": 64, "width": 24, "hidden": 8, "out": 8, "batch": 8},
 }
 AS_IT_IS = {  # what is a choice in spite of such a name
     "rl_width",  # the end of its grid of group sizes
