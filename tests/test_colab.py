@@ -53,7 +53,9 @@ AS_IT_IS = {  # what is a choice in spite of such a name
     "rl_width",  # the end of its grid of group sizes
     *("na_size", "vit_size", "fed_size"),  # of groups of features
 }
-NARROW = {"width": 8, "hidden": 8, "feedforward": 16}  # of networks that are built by name
+# of networks that are built by name; masks of dropout are drawn from torch's global generator, so that a run that
+# continues draws others
+NARROW = {"width": 8, "hidden": 8, "feedforward": 16, "dropout": 0.0}
 
 
 def small(values):
