@@ -1,4 +1,4 @@
-"""Repeat the public address of _config.yml wherever it has to stand: badges, Colab cells, package metadata.
+"""Repeat the public address of _config.yml wherever it has to stand: badges, Colab cells, package metadata, workflow.
 
 python book/address.py            rewrite
 python book/address.py --check    only say where it differs, and exit with 1
@@ -34,6 +34,8 @@ def address(root: Path = ROOT) -> tuple[str, str, str]:
 def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str]]:
     """Pairs of a pattern that only ever means our own address, and what must stand there."""
     ours = f"{owner}/{repo}"
+    # a repository of the name OWNER.github.io is published at its owner's root
+    site = f"{owner}.github.io" if repo.lower() == f"{owner}.github.io".lower() else f"{owner}.github.io/{repo}"
     return [
         (re.compile(pattern), text)
         for pattern, text in [
@@ -51,7 +53,10 @@ def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str
                 f"https://github.com/{ours}/actions/workflows/book.yml",
             ),
             # the published pages
-            (rf"https://{_PART}\.github\.io/{_PART}/book/", f"https://{owner}.github.io/{repo}/book/"),
+            (rf"https://{_PART}\.github\.io/(?:{_PART}/)?book/", f"https://{site}/book/"),
+            # the workflow: which branch is built and published
+            (r"(?m)^(    branches: )\[[^\]]*\]", rf"\g<1>[{branch}]"),
+            (r"(github\.ref == )'refs/heads/[^']+'", rf"\g<1>'refs/heads/{branch}'"),
             # pyproject.toml, CITATION.cff
             (
                 rf'(?m)^(Repository = |repository-code: )"https://github\.com/{_REPO}"',
@@ -63,7 +68,7 @@ def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str
 
 def files(root: Path = ROOT) -> list[Path]:
     """Everything that may repeat the address."""
-    named = [root / name for name in ("README.md", "pyproject.toml", "CITATION.cff")]
+    named = [root / name for name in ("README.md", "pyproject.toml", "CITATION.cff", ".github/workflows/book.yml")]
     return [*named, *sorted((root / "book").glob("*.ipynb")), *sorted((root / "book").glob("*.md"))]
 
 

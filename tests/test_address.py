@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location("address", ROOT / "book" / "address.py")
@@ -23,7 +24,7 @@ the authors' code: https://github.com/huawei-noah/Federated-Learning
 @pytest.fixture
 def copy(tmp_path):
     for path in [ROOT / "_config.yml", *address.files()]:
-        (tmp_path / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        (tmp_path / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
     return tmp_path
 
@@ -63,6 +64,41 @@ def test_a_new_address_reaches_every_place(copy):
     for path, text in before.items():
         assert f"github.com/{old}" not in path.read_text(encoding="utf-8")
         assert path.read_text(encoding="utf-8").count("someone/else") == text.count(old)
+
+
+def configure(copy, url, branch="main"):
+    config = copy / "_config.yml"
+    text = re.sub("url: https://github.com/.*", f"url: {url}", config.read_text(encoding="utf-8"))
+    config.write_text(re.sub("branch: .*", f"branch: {branch}", text), encoding="utf-8")
+    return address.main([], copy)
+
+
+def test_the_workflow_builds_and_publishes_the_branch_of_the_config(copy):
+    assert configure(copy, "https://github.com/someone/else", "trunk") == 0
+    text = (copy / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert workflow[True]["push"]["branches"] == ["trunk"]  # YAML reads on as true
+    assert text.count("github.ref == 'refs/heads/trunk'") == 2 and "heads/main" not in text
+    assert configure(copy, "https://github.com/someone/else", "main") == 0
+    assert "trunk" not in (copy / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("before", ["someone/else", "someone/book", "someone/someone.github.io"])
+def test_a_repository_of_its_owners_pages_is_published_at_the_root(copy, before):
+    readme = copy / "README.md"
+    assert configure(copy, f"https://github.com/{before}") == 0
+    assert configure(copy, "https://github.com/Other/other.github.io") == 0
+    assert "<https://Other.github.io/book/intro.html>" in readme.read_text(encoding="utf-8")
+    assert configure(copy, f"https://github.com/{before}") == 0
+    path = "" if before.endswith("github.io") else before.split("/")[1] + "/"
+    assert f"<https://someone.github.io/{path}book/intro.html>" in readme.read_text(encoding="utf-8")
+
+
+def test_the_benchmarks_on_colab_are_read_where_they_were_cloned(copy):
+    assert configure(copy, "https://github.com/someone/else") == 0
+    text = (copy / "book" / "benchmarks.ipynb").read_text(encoding="utf-8")
+    (folder,) = re.findall(r"git clone -q --depth 1 https://github.com/someone/else (\w+)", text)
+    assert f'Path(\\"{folder}/benchmarks/results\\")' in text
 
 
 @pytest.mark.parametrize("url", ["https://github.com/owner/repo.git", "https://gitlab.com/owner/repo", "owner/repo"])

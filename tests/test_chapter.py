@@ -3,9 +3,10 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
-from fedlib import algorithms
+from fedlib import algorithms, data
 from fedlib.book import chapter, claims
 
 SPEC = {
@@ -14,8 +15,10 @@ SPEC = {
     "lr": chapter.real(above=0),
     "seeds": chapter.many(int),
     "clip": chapter.optional(chapter.real(above=0)),
+    "flag": bool,
+    "folder": chapter.optional(str),
 }
-DEFAULTS = {"preset": "quick", "rounds": 30, "lr": 0.1, "seeds": [0, 1], "clip": None}
+DEFAULTS = {"preset": "quick", "rounds": 30, "lr": 0.1, "seeds": [0, 1], "clip": None, "flag": False, "folder": None}
 
 
 def check(tmp_path=None, **injected):
@@ -26,16 +29,37 @@ def check(tmp_path=None, **injected):
     return chapter.check_parameters(namespace, chapter="02_x", params=tmp_path or "nowhere", **SPEC)
 
 
-def test_good_parameters_pass():
-    assert check() == "quick"
-    assert check(preset="paper", rounds=1, clip=1) == "paper"
+@pytest.fixture
+def presets(tmp_path):
+    """A folder with presets; the paper's leaves open what is as in the quick one."""
+    write(tmp_path / "02_x.quick.yaml", DEFAULTS)
+    write(tmp_path / "02_x.paper.yaml", {"preset": "paper", "rounds": 1, "clip": 1})
+    return tmp_path
+
+
+def write(file, values):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Texts that chapters show from now on."""
+    texts = []
+    monkeypatch.setattr(chapter, "display", lambda page: texts.append(page.data))
+    return texts
+
+
+def test_good_parameters_pass(presets):
+    assert check(presets) == "quick"
+    assert check(presets, preset="paper", rounds=1, clip=1) == "paper"
 
 
 @pytest.mark.parametrize(
     "injected, message",
     [
         ({"round": 5}, "unknown parameter 'round' = 5. Did you mean 'rounds'?"),
-        ({"zzz": 5}, "unknown parameter 'zzz' = 5. Known parameters: clip, lr, preset, rounds, seeds"),
+        ({"zzz": 5}, "unknown parameter 'zzz' = 5. Known parameters: clip, flag, folder, lr, preset, rounds, seeds"),
         ({"np": 5}, "unknown parameter 'np' = 5"),
         ({"preset": "papr"}, "parameter 'preset' must be one of 'quick', 'colab', 'paper', got 'papr'"),
         ({"rounds": 0}, "parameter 'rounds' must be a whole number of at least 1, got 0"),
@@ -45,6 +69,15 @@ def test_good_parameters_pass():
         ({"seeds": []}, "parameter 'seeds' must be a list, not empty, each of a whole number, got"),
         ({"seeds": [0.5]}, "parameter 'seeds' must be a list"),
         ({"clip": -1}, "parameter 'clip' must be None or a finite number above 0, got -1"),
+        # what YAML 1.1 reads as text, and how it reads a number
+        ({"lr": "1e-3"}, "got '1e-3'. To YAML that is text: write 0.001"),
+        ({"lr": ".5e-7"}, "got '.5e-7'. To YAML that is text: write 5.0e-08"),
+        ({"rounds": "1e5"}, "got '1e5'. To YAML that is text: write 100000"),
+        ({"clip": "None"}, "got 'None'. To YAML that is text: write null"),
+        ({"seeds": "[0, 1]"}, "got '[0, 1]'. To YAML that is text: write [0, 1]"),
+        ({"seeds": [0, "1e1"]}, "got [0, '1e1']. To YAML that is text: write [0, 10]"),
+        ({"flag": "True"}, "parameter 'flag' must be a bool, got 'True'. To YAML that is text: write true"),
+        ({"folder": "None"}, "parameter 'folder' must be None or a str, got 'None'. To YAML that is text: write null"),
     ],
 )
 def test_bad_parameters_are_named(injected, message):
@@ -65,15 +98,230 @@ def test_a_declared_parameter_needs_a_default():
         chapter.check_parameters(namespace, chapter="02_x", **SPEC)
 
 
-def test_hand_picked_settings_are_called_custom(tmp_path):
-    (tmp_path / "02_x.quick.yaml").write_text(yaml.safe_dump(DEFAULTS))
-    assert check(tmp_path) == "quick"
-    assert check(tmp_path, seeds=(0, 1)) == "quick"
-    assert check(tmp_path, rounds=31) == "custom"
+def test_a_text_that_says_nothing_else_gets_no_hint():
+    with pytest.raises(ValueError, match="got 'fast'$"):
+        check(lr="fast")
+
+
+@pytest.mark.parametrize(
+    "injected, differ",
+    [
+        ({"rounds": 31}, "`rounds` differs from it"),
+        ({"rounds": 31, "lr": 0.2}, "`lr`, `rounds` differ from it"),
+        # left open by the preset's file: as in the quick preset
+        ({"preset": "paper", "rounds": 1, "clip": 1, "seeds": [7]}, "`seeds` differs from it"),
+    ],
+)
+def test_hand_picked_settings_are_called_custom_and_the_page_says_why(presets, shown, injected, differ):
+    assert check(presets, seeds=(0, 1)) == "quick" and not shown
+    assert check(presets, **injected) == "custom"
+    assert f"`custom`: the preset is `{injected.get('preset', 'quick')}`, but {differ}" in shown[0]
+
+
+def test_a_preset_without_its_file_is_not_believed(presets, shown):
+    assert check(presets, preset="colab") == "custom"
+    assert f"no file `02_x.colab.yaml` in `{presets}` says what the preset `colab` is" in shown[0]
+
+
+def book(tmp_path):
+    """A checkout with presets, and nothing packaged."""
+    write(tmp_path / "clone" / "book" / "params" / "02_x.quick.yaml", DEFAULTS)
+    return tmp_path / "clone" / "book"
+
+
+def check_here(**injected):
+    namespace = {}
+    chapter.begin(namespace)
+    namespace.update(DEFAULTS, **injected)
+    return chapter.check_parameters(namespace, chapter="02_x", **SPEC)
+
+
+@pytest.mark.parametrize("where", ["clone", "clone/book", "clone/book/params", "clone/benchmarks"])
+def test_presets_and_results_are_found_from_anywhere_in_a_checkout(tmp_path, monkeypatch, where):
+    home = book(tmp_path)
+    (tmp_path / where).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / where)
+    assert check_here() == "quick" and check_here(rounds=1) == "custom"
+    path = claims.save_results("02_x", "cpu", claims=[], config={}, seeds=[0])
+    assert path == home / "results" / "02_x.cpu.json" and path.exists()
+    assert list(claims.load_results()["02_x"]) == ["cpu"]
+
+
+def test_a_preset_can_be_applied_without_papermill(tmp_path, monkeypatch):
+    home = book(tmp_path)
+    monkeypatch.chdir(home)
+    write(home / "params" / "02_x.paper.yaml", {"preset": "paper", "rounds": 1})
+    assert check_here(**chapter.preset("02_x", "paper")) == "paper"
+    with pytest.raises(ValueError, match=r"one of .*02_x.paper, 02_x.quick; got '02_x.papr'"):
+        chapter.preset("02_x", "papr")
+
+
+def alone(tmp_path, monkeypatch):
+    """A notebook by itself and an installed fedlib, with copies of the book's presets and results."""
+    packaged = tmp_path / "site-packages" / "fedlib" / "book"
+    monkeypatch.setattr(claims, "_PACKAGED", packaged)
+    monkeypatch.setattr(claims, "__file__", str(packaged / "claims.py"))
+    (tmp_path / "notebook").mkdir()
+    monkeypatch.chdir(tmp_path / "notebook")
+    return packaged
+
+
+def test_a_notebook_alone_knows_what_came_with_fedlib_and_saves_beside_itself(tmp_path, monkeypatch, shown):
+    packaged = alone(tmp_path, monkeypatch)
+    write(packaged / "params" / "02_x.quick.yaml", DEFAULTS)
+    for preset in ("quick", "cpu"):
+        claims.save_results("02_x", preset, claims=[], config={}, folder=packaged / "results")
+    assert check_here() == "quick" and check_here(rounds=1) == "custom"
+    path = claims.save_results("02_x", "colab", claims=[], config={})
+    assert path == tmp_path / "notebook" / "results" / "02_x.colab.json"
+    (path.parent / "of_something_else.json").write_text("{}", encoding="utf-8")
+    shown.clear()
+    assert list(chapter.recorded("02_x")) == ["cpu", "colab"]
+    assert shown[0].count("not run") == 1 and "`paper`: not run" in shown[0]
+
+
+def test_where_nothing_is_to_be_found_the_page_says_so(tmp_path, monkeypatch, shown):
+    alone(tmp_path, monkeypatch)
+    assert check_here() == "custom" and "no file `02_x.quick.yaml`" in shown[0]
+    assert chapter.recorded("02_x") == {} and "which is not here" in shown[1] and "not run" not in shown[1]
+
+
+TEXT = {"name": "a", "rounds": 30, "rates": [0.1], "options": {"length": 8}}
+TEXT_SPEC = {
+    "preset": ("quick",),
+    "text": chapter.keyed(
+        {"name": str, "rounds": chapter.integer(1), "rates": chapter.many(chapter.real(above=0)), "options": dict}
+    ),
+    "rates": chapter.keyed(dict.fromkeys("ab", chapter.many(float)), fill=False, needs=["a"]),
+    "second": chapter.optional(chapter.keyed({"rounds": chapter.integer(1)}, fill=False)),
+}
+
+
+def check_text(folder, **injected):
+    write(folder / "02_x.quick.yaml", {"preset": "quick", "text": TEXT, "rates": {"a": [1.0]}, "second": None})
+    namespace = {}
+    chapter.begin(namespace)
+    namespace.update(preset="quick", text=TEXT, rates={"a": [1.0]}, second=None)
+    namespace.update(injected)
+    return chapter.check_parameters(namespace, chapter="02_x", params=folder, **TEXT_SPEC), namespace
+
+
+def test_a_dict_is_merged_with_the_defaults_key_by_key(tmp_path):
+    label, names = check_text(tmp_path, text={"rounds": 2})
+    assert names["text"] == {**TEXT, "rounds": 2} and label == "custom"
+    assert check_text(tmp_path, text={"rounds": 30})[0] == "quick"
+    # options belong to a name: they are replaced as a whole
+    assert check_text(tmp_path, text={"options": {}})[1]["text"] == {**TEXT, "options": {}}
+    label, names = check_text(tmp_path, rates={"a": [0.5]}, second={"rounds": 3})
+    assert names["rates"] == {"a": [0.5]} and names["second"] == {"rounds": 3}
+
+
+@pytest.mark.parametrize(
+    "injected, message",
+    [
+        ({"text": {"round": 2}}, "parameter 'text': unknown key 'round'. Did you mean 'rounds'?"),
+        ({"text": {"zzz": 2}}, "parameter 'text': unknown key 'zzz'. Known keys: name, rounds, rates, options"),
+        ({"text": {"rounds": 0}}, "parameter 'text': rounds must be a whole number of at least 1, got 0"),
+        ({"text": {"rates": ["1e-3"]}}, "parameter 'text': rates must be a list, not empty, each of a finite number"),
+        ({"text": {"rates": ["1e-3"]}}, "To YAML that is text: write [0.001]"),
+        ({"text": 3}, "parameter 'text' must be a dict with name, rounds, rates, options, got 3"),
+        ({"text": None}, "parameter 'text' must be a dict with name, rounds, rates, options, got None"),
+        ({"rates": {"b": [1.0]}}, "parameter 'rates': a is missing"),
+        ({"rates": {"a": [1.0], "c": [1.0]}}, "parameter 'rates': unknown key 'c'. Known keys: a, b"),
+        ({"second": {"rounds": -1}}, "parameter 'second': rounds must be a whole number of at least 1, got -1"),
+        ({"second": {"rouds": 1}}, "parameter 'second': unknown key 'rouds'. Did you mean 'rounds'?"),
+        ({"second": "None"}, "parameter 'second' must be None or a dict with rounds, got 'None'. To YAML"),
+    ],
+)
+def test_what_is_wrong_inside_a_dict_is_named(tmp_path, injected, message):
+    with pytest.raises(ValueError) as error:
+        check_text(tmp_path, **injected)
+    assert message in str(error.value)
+
+
+def test_without_a_file_to_fill_it_from_a_missing_key_is_named(tmp_path):
+    namespace = {}
+    chapter.begin(namespace)
+    namespace.update(preset="quick", text={"rounds": 2}, rates={"a": [1.0]}, second=None)
+    with pytest.raises(ValueError, match="parameter 'text': name is missing"):
+        chapter.check_parameters(namespace, chapter="02_x", params=tmp_path, **TEXT_SPEC)
+
+
+def test_paths_that_papermill_injects_are_no_parameters(presets):
+    assert check(presets, PAPERMILL_INPUT_PATH="a.ipynb", PAPERMILL_OUTPUT_PATH="b.ipynb") == "quick"
+
+
+def test_whatever_a_later_section_refuses_is_refused_as_its_parameter():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="parameter 'text': unknown data set 'shakespear'"):
+        with chapter.parameter("text"):
+            torch.rand(3)
+            data.load("shakespear")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+CHECKPOINTS = {**SPEC, "sections": list, "checkpoints": chapter.optional(str), "save": bool}
+
+
+def name_of(words=("tune", "FedAvg + BN"), more=None, chapter_name="02_x", besides=(), **injected):
+    namespace = {}
+    chapter.begin(namespace)
+    namespace.update(DEFAULTS, sections=["a"], checkpoints="kept", save=False)
+    namespace.update(injected)
+    chapter.check_parameters(namespace, chapter=chapter_name, **CHECKPOINTS)
+    return chapter.checkpoint_names(namespace, besides)(*words, **more or {})
+
+
+def test_runs_that_differ_in_what_decides_a_result_have_checkpoints_of_their_own():
+    usual = name_of()
+    assert usual.parent.name == "kept" and re.fullmatch(r"02-quick-tune-FedAvg\+BN-[0-9a-f]{10}\.pt", usual.name)
+    others = [
+        name_of(preset="paper"),
+        name_of(preset="colab"),
+        name_of(lr=0.2),
+        name_of(preset="paper", lr=0.2),
+        name_of(chapter_name="03_x"),
+        name_of(words=("tune", "FedAvg+BN")),  # written alike, yet another
+        name_of(more={"lr": [0.1]}),
+        name_of(more={"lr": [0.2]}),
+    ]
+    assert len({usual, *others}) == 9
+    same = [name_of(sections=[]), name_of(save=True), name_of(seeds=(0, 1)), name_of(besides=["lr"], lr=0.2)]
+    assert set(same[:3]) == {usual} and same[3] == name_of(besides=["lr"])
+    assert name_of(checkpoints="elsewhere").name == usual.name
+    assert name_of(checkpoints=None) is None
+
+
+def test_checkpoints_can_lie_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert name_of(checkpoints="~/kept").parent == tmp_path / "kept"
+
+
+def test_checkpoints_have_names_once_parameters_are_checked():
+    with pytest.raises(RuntimeError, match="call check_parameters"):
+        chapter.checkpoint_names({})
+
+
+def test_an_explorer_is_given_as_many_values_as_it_has_room_for():
+    assert chapter.thinned(range(1, 7), 6) == [1, 2, 3, 4, 5, 6]
+    assert chapter.thinned(range(1, 13), 6) == [1, 3, 5, 8, 10, 12]
+    assert chapter.thinned([0.1], 2) == [0.1]
+
+
+def test_one_of_a_thing_is_not_several():
+    assert [chapter.counted(n, "seed") for n in (0, 1, 2, 1000)] == ["0 seeds", "1 seed", "2 seeds", "1,000 seeds"]
+
+
+def test_a_section_left_out_says_whose_results_the_text_tells(shown):
+    chapter.not_run("quick")
+    chapter.not_run("paper")
+    assert "about the preset" not in shown[0] and shown[1].endswith("is about the preset `quick`.*")
 
 
 def test_where_results_go_does_not_make_a_preset_custom(tmp_path):
-    (tmp_path / "02_x.quick.yaml").write_text(yaml.safe_dump({**DEFAULTS, "save": False}))
+    write(tmp_path / "02_x.quick.yaml", {**DEFAULTS, "save": False})
     spec = {**SPEC, "save": bool}
     namespace = {}
     chapter.begin(namespace)
@@ -104,9 +352,10 @@ def test_wall_time_counts_what_was_trained_before_an_interruption(monkeypatch):
 
 def test_tables_show_signs_and_gaps():
     frame = pd.DataFrame({"accuracy": [91.26, None, 0.0], "gain": [3.14, -1.0, -0.04], "rate": ["-1 ± 2 %", None, "x"]})
+    frame["blocks"] = [6, 1, 1000]
     html = chapter.table(frame, signed=["gain"]).to_html()
     cells = re.findall(r"<td [^>]*>([^<]*)</td>", html)
-    assert cells == ["91.3", "+3.1", "−1\u00a0±\u00a02\u00a0%", "–", "−1.0", "–", "0.0", "0.0", "x"]
+    assert cells == ["91.3", "+3.1", "−1\u00a0±\u00a02\u00a0%", "6", "–", "−1.0", "–", "1", "0.0", "0.0", "x", "1,000"]
 
 
 def test_a_claim_is_shown_in_the_colour_of_its_verdict(monkeypatch):

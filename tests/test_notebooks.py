@@ -79,11 +79,20 @@ def test_presets_name_declared_parameters_only(path):
     files = sorted((BOOK / "params").glob(f"{path.stem}.*.yaml"))
     assert BOOK / "params" / f"{path.stem}.quick.yaml" in files
     for file in files:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
         assert set(values) <= set(defaults), file.name
         assert values["preset"] == file.name.split(".")[1]
         if values["preset"] == "quick":
             assert values == {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
+
+
+@chapters
+def test_checkpoints_are_named_by_what_decides_a_result_and_decide_nothing_themselves(path):
+    code = "\n".join(map(source, code_cells(path)))
+    assert code.count("fl.chapter.checkpoint_names(globals()") == 1
+    assert set(re.findall(r"\bcheckpoint=(\w+)", code)) <= {"checkpoint", "None"}
+    # no cell asks whether there are any: a claim is judged with them and without
+    assert not re.search(r"(if|not|and|or) checkpoints\b", code)
 
 
 def test_preset_and_result_files_belong_to_a_chapter():
@@ -96,12 +105,12 @@ def test_preset_and_result_files_belong_to_a_chapter():
 def test_claims_have_their_target(path):
     text = "\n".join(source(cell) for cell in load(path)["cells"])
     for file in (BOOK / "results").glob(f"{path.stem}.*.json"):
-        for claim in json.loads(file.read_text())["claims"]:
+        for claim in json.loads(file.read_text(encoding="utf-8"))["claims"]:
             assert f"(claim-{claim['id']})=" in text, f"{file.name}: no target for {claim['id']}"
 
 
 def test_every_chapter_is_in_the_table_of_contents():
-    listed = re.findall(r"file: (\S+)", (ROOT / "_toc.yml").read_text())
+    listed = re.findall(r"file: (\S+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
     assert {f"book/{path.stem}" for path in CHAPTERS} <= set(listed)
     assert all(list(ROOT.glob(f"{entry}.*")) for entry in listed)
 
@@ -109,11 +118,11 @@ def test_every_chapter_is_in_the_table_of_contents():
 def test_api_page_lists_every_module():
     files = (ROOT / "fedlib").rglob("*.py")
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if path.stem != "__init__"}
-    assert set(re.findall(r"automodule:: ([\w.]+)", (BOOK / "api.md").read_text())) == modules
+    assert set(re.findall(r"automodule:: ([\w.]+)", (BOOK / "api.md").read_text(encoding="utf-8"))) == modules
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readme_and_ci_give_the_same_commands(command):
-    assert f"```bash\n{command}\n```" in (ROOT / "README.md").read_text()
-    assert f"run '{command}'" in (ROOT / ".ci" / "run").read_text()
-    assert command in (ROOT / ".github" / "workflows" / "book.yml").read_text()
+    assert f"```bash\n{command}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"run '{command}'" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert command in (ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")

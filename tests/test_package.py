@@ -49,7 +49,7 @@ print(json.dumps(found))
 def python(code: str):
     """What a new Python prints in JSON when it runs the code."""
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", cwd=root)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

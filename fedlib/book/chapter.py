@@ -7,12 +7,15 @@ between is a parameter and must be declared.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,17 @@ from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
 from fedlib import checks
-from fedlib.book.claims import MARKS, PRESETS, Claim, load_results, provenance, typeset
+from fedlib.book.claims import MARKS, PRESETS, Claim, book_folders, load_results, provenance, typeset
 from fedlib.workers import cores
 
-_SNAPSHOT = "_fedlib_begin"
+_SNAPSHOT, _CHECKED = "_fedlib_begin", "_fedlib_checked"
 _WHERE = {"save", "checkpoints"}  # parameters that say where things go, not what comes out
-_IPYTHON = re.compile(r"_i{0,3}|__+|_i?\d+|_[di]?h|_oh|In|Out|exit|quit|get_ipython|_exit_code|__\w+__|_fedlib_begin")
+# and those that say which sweeps there are, or how many clients fit in memory, but not what a sweep gives
+_CHOICES = {"preset", "sections", "methods", "paper_lr_methods", "chunk"}
+# names that IPython, papermill (--inject-paths) and this module put beside the parameters
+_IPYTHON = re.compile(
+    r"_i{0,3}|__+|_i?\d+|_[di]?h|_oh|In|Out|exit|quit|get_ipython|_exit_code|__\w+__|_fedlib_\w+|PAPERMILL_\w+_PATH"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,40 @@ class Accept:
 
     test: Callable[[Any], bool]
     says: str
+    among: tuple[str, ...] = ()  # the words it may be, for a hint at the nearest
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value, to stand after the parameter's name; None where it is accepted."""
+        if self.test(value):
+            return None
+        meant = _meant(value)
+        if type(meant) is not type(value) or meant != value:
+            hint = f". To YAML that is text: write {_yaml(meant)}" if self.test(meant) else ""
+        else:
+            near = checks.hint(value, self.among) if isinstance(value, str) else ""
+            hint = f".{near}" if near else ""
+        return f" must be {self.says}, got {value!r}{hint}"
+
+
+@dataclass(frozen=True)
+class Keyed(Accept):
+    """A dict whose keys are declared, too; see :func:`keyed`."""
+
+    keys: Mapping[str, Accept] = field(default_factory=dict)
+    fill: bool = True
+    needs: tuple[str, ...] = ()
+
+    def problem(self, value: Any) -> str | None:
+        if not isinstance(value, dict):  # None, where it is optional, or something else
+            return super().problem(value)
+        for key, item in value.items():
+            if key not in self.keys:
+                hint = checks.hint(key, self.keys) or f" Known keys: {', '.join(self.keys)}"
+                return f": unknown key {key!r}.{hint}"
+            if problem := self.keys[key].problem(item):
+                return f": {key}{problem}"
+        missing = [key for key in (self.keys if self.fill else self.needs) if key not in value]
+        return f": {missing[0]} is missing" if missing else None
 
 
 def integer(low: int | None = None, high: int | None = None) -> Accept:
@@ -52,6 +94,24 @@ def real(low: float | None = None, high: float | None = None, above: float | Non
         return finite and _inside(v, low, high) and (above is None or v > above)
 
     return Accept(test, "a finite number" + (f" above {above}" if above is not None else "") + _range(low, high))
+
+
+def keyed(keys: Mapping[str, Any], fill: bool = True, needs: Collection[str] = ()) -> Accept:
+    """A dict, declared key by key.
+
+    Args:
+        keys: each key that is known, with what its value may be.
+        fill: a key that is not given keeps the value it has in the *quick* preset. False: which keys are given means
+            something, and nothing is filled in.
+        needs: with ``fill=False``, keys that must be there.
+    """
+    known = {key: accept(item) for key, item in keys.items()}
+
+    def test(value: Any) -> bool:
+        return isinstance(value, dict) and wanted.problem(value) is None
+
+    wanted = Keyed(test, f"a dict with {', '.join(known)}", (), known, fill, tuple(needs))
+    return wanted
 
 
 def many(item: Any) -> Accept:
@@ -71,9 +131,15 @@ def some(options: Collection[str]) -> Accept:
 
 
 def optional(item: Any) -> Accept:
-    """None, or what ``item`` accepts."""
+    """None, or what ``item`` accepts; no text that means None, which would be a folder of that name."""
     item = accept(item)
-    return Accept(lambda v: v is None or item.test(v), f"None or {item.says}")
+
+    def test(v: Any) -> bool:
+        return v is None or _meant(v) is not None and item.test(v)
+
+    if isinstance(item, Keyed):
+        return replace(item, test=test, says=f"None or {item.says}")
+    return Accept(test, f"None or {item.says}", item.among)
 
 
 def accept(spec: Any) -> Accept:
@@ -91,8 +157,39 @@ def accept(spec: Any) -> Accept:
         return Accept(
             lambda v: any(type(v) is type(a) and v == a for a in allowed),
             "one of " + ", ".join(repr(a) for a in allowed),
+            tuple(a for a in allowed if isinstance(a, str)),
         )
     raise TypeError(f"a parameter is declared by a type, a collection of values or an Accept, got {spec!r}")
+
+
+_WORDS = {"none": None, "null": None, "~": None, "true": True, "false": False}
+
+
+def _meant(value: Any) -> Any:
+    """What a text stands for that YAML or a command line did not read as a number, a truth value, None or a list."""
+    if isinstance(value, (list, tuple)):
+        return [_meant(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _meant(item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() in _WORDS:
+        return _WORDS[value.strip().lower()]
+    try:
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    except ValueError:
+        pass
+    if value.strip()[:1] in ("[", "{"):
+        try:
+            return _meant(yaml.safe_load(value))
+        except yaml.YAMLError:
+            pass
+    return value
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def _inside(value: float, low: float | None, high: float | None) -> bool:
@@ -110,19 +207,25 @@ def begin(namespace: dict[str, Any]) -> None:
     namespace[_SNAPSHOT] = {name: value for name, value in namespace.items() if not _IPYTHON.fullmatch(name)}
 
 
-def check_parameters(namespace: dict[str, Any], *, chapter: str, params: str | Path = "params", **declared: Any) -> str:
+def check_parameters(
+    namespace: dict[str, Any], *, chapter: str, params: str | Path | None = None, **declared: Any
+) -> str:
     """Refuse parameters that the chapter does not know or cannot take; pass ``globals()``.
+
+    Keys that a :func:`keyed` parameter lacks are filled in, in ``namespace``, from the *quick* preset.
 
     Args:
         namespace: the notebook's names, :func:`begin` having seen them before the ``parameters`` cell.
         chapter: name of the notebook without its ending, to find its preset files.
-        params: folder of the preset files ``CHAPTER.PRESET.yaml``.
+        params: folder of the preset files ``CHAPTER.PRESET.yaml``; default the book's, wherever the notebook was
+            started, or those that came with fedlib.
         **declared: every parameter with what it accepts: a type, a collection of values, or
-            :func:`integer`, :func:`real`, :func:`many`, :func:`optional`. ``preset`` must be among them.
+            :func:`integer`, :func:`real`, :func:`many`, :func:`optional`, :func:`keyed`. ``preset`` must be among them.
 
     Returns:
-        The name to save results under: the preset, or ``"custom"`` where any value differs from the preset's file
-        (``save`` and ``checkpoints`` aside: they do not change a result).
+        The name to save results under: the preset, or ``"custom"``, with the reason on the page, where its file is not
+        to be had or any value differs from it, or from the *quick* preset in what it leaves open (``save`` and
+        ``checkpoints`` aside: they do not change a result).
 
     Raises:
         ValueError: an undeclared parameter (with the nearest known name), a missing one, or a value that is not
@@ -137,25 +240,133 @@ def check_parameters(namespace: dict[str, Any], *, chapter: str, params: str | P
             continue
         hint = checks.hint(name, declared) or f" Known parameters: {', '.join(sorted(declared))}"
         raise ValueError(f"unknown parameter {name!r} = {value!r}.{hint}")
+    folders = [Path(params)] if params is not None else book_folders("params")
+    quick = _preset(chapter, "quick", folders) or {}
     for name, spec in declared.items():
         if name not in namespace:
             raise ValueError(f"parameter {name!r} is declared but has no default in the parameters cell")
-        wanted = accept(spec)
-        if not wanted.test(namespace[name]):
-            raise ValueError(f"parameter {name!r} must be {wanted.says}, got {namespace[name]!r}")
-    return _label({name: namespace[name] for name in declared}, chapter, Path(params))
+        wanted, value = accept(spec), namespace[name]
+        if isinstance(wanted, Keyed) and wanted.fill and isinstance(value, dict):
+            value = namespace[name] = {**(quick.get(name) or {}), **value}
+        if problem := wanted.problem(value):
+            raise ValueError(f"parameter {name!r}{problem}")
+    values = {name: namespace[name] for name in declared}
+    namespace[_CHECKED] = chapter, values
+    return _label(values, chapter, quick, folders)
 
 
-def _label(values: Mapping[str, Any], chapter: str, params: Path) -> str:
-    """The preset's name if its file says what ``values`` say or is not there (Colab has one file), else ``custom``."""
+def preset(chapter: str, name: str) -> dict[str, Any]:
+    """A preset's parameters, for a notebook without papermill: ``globals().update(preset(...))`` in a cell of its own.
+
+    Args:
+        chapter: name of the notebook without its ending.
+        name: for example ``"colab"``.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    folders = book_folders("params")
+    said, quick = _preset(chapter, name, folders), _preset(chapter, "quick", folders)
+    if said is None or quick is None:
+        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+        raise ValueError(f"there must be a file of the preset, one of {', '.join(known)}; got {f'{chapter}.{name}'!r}")
+    return {**quick, **said}
+
+
+def _preset(chapter: str, preset: str, folders: Sequence[Path]) -> dict[str, Any] | None:
+    """What the preset's file says, in the first of the folders that has it; None without one."""
+    files = (folder / f"{chapter}.{preset}.yaml" for folder in folders)
+    file = next((file for file in files if file.is_file()), None)
+    return None if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def _label(values: Mapping[str, Any], chapter: str, quick: Mapping[str, Any], folders: Sequence[Path]) -> str:
+    """The preset's name if its file is there and ``values`` are what it says, else ``custom``, saying why."""
     preset = values["preset"]
-    file = params / f"{chapter}.{preset}.yaml"
-    if not file.exists():
-        return preset
-    wanted = yaml.safe_load(file.read_text(encoding="utf-8"))
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    same = all(name in given and given[name] == value for name, value in wanted.items() if name not in _WHERE)
-    return preset if same else "custom"
+    said = _preset(chapter, preset, folders)
+    if said is None:
+        where = " or ".join(f"`{folder}`" for folder in folders)
+        reason = f"no file `{chapter}.{preset}.yaml` in {where} says what the preset `{preset}` is"
+    else:
+        wanted = {name: value for name, value in {**quick, **said}.items() if name not in _WHERE}
+        absent = object()
+        differ = [name for name, value in wanted.items() if _listed(values.get(name, absent)) != _listed(value)]
+        if not differ:
+            return preset
+        reason = f"{', '.join(f'`{name}`' for name in differ)} {'differ' if len(differ) > 1 else 'differs'} from it"
+        reason = f"the preset is `{preset}`, but {reason}"
+    display(Markdown(f"*Results of this run are called `custom`: {reason}.*"))
+    return "custom"
+
+
+def _listed(value: Any) -> Any:
+    """The value with lists for tuples, as YAML has it."""
+    if isinstance(value, (list, tuple)):
+        return [_listed(item) for item in value]
+    return {key: _listed(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@contextmanager
+def parameter(name: str) -> Iterator[None]:
+    """Whatever is refused inside is said to be wrong with this parameter; random numbers are as before.
+
+    A preset of hours loads and builds what its last section needs before it trains for the first.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
+            yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"parameter {name!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Names of a chapter's checkpoints; made by :func:`checkpoint_names`."""
+
+    folder: Path | None
+    start: str
+    settings: str
+
+    def __call__(self, *words: Any, **more: Any) -> Path | None:
+        """The file of one sweep; None where nothing is kept.
+
+        Args:
+            *words: what tells the sweep from the others of the chapter.
+            **more: further settings of this sweep alone that decide its result.
+        """
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(f"{self.settings} {_written([words, more])}".encode()).hexdigest()[:10]
+        spoken = "-".join(re.sub(r"[^\w.+=-]+", "", str(word)) for word in words)
+        return self.folder / f"{self.start}-{spoken}-{digest}.pt"
+
+
+def checkpoint_names(namespace: Mapping[str, Any], besides: Collection[str] = ()) -> Checkpoints:
+    """A function that names checkpoints so that no two runs meet that differ in what decides a result.
+
+    The names carry the chapter, the preset, and a digest of all parameters but those that only choose what is run: a
+    preset, the same with a section more, or interrupted, continues from its checkpoints; with other settings it has its
+    own.
+
+    Args:
+        namespace: ``globals()``, after :func:`check_parameters`.
+        besides: further parameters that choose among sweeps; what they decide is told to each name.
+
+    Raises:
+        RuntimeError: :func:`check_parameters` was not called.
+    """
+    if _CHECKED not in namespace:
+        raise RuntimeError("call check_parameters(globals(), ...) first")
+    chapter, values = namespace[_CHECKED]
+    decides = {name: value for name, value in values.items() if name not in {*_WHERE, *_CHOICES, *besides}}
+    folder = values.get("checkpoints")
+    return Checkpoints(
+        Path(folder).expanduser() if folder else None, f"{chapter[:2]}-{values['preset']}", _written([chapter, decides])
+    )
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 # ---------------------------------------------------------------- what a page shows
@@ -175,16 +386,38 @@ def glue(name: str, text: Any) -> None:
     display({"text/plain": typeset(str(text))}, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``"1 seed"``, ``"1,000 rounds"``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def thinned(values: Sequence[Any], most: int) -> list[Any]:
+    """At most ``most`` of the values, evenly spaced from the first to the last: for the controls of an explorer."""
+    checks.whole(2, most=most)
+    last = len(values) - 1
+    return list(values) if last < most else [values[round(i * last / (most - 1))] for i in range(most)]
+
+
 def not_run(preset: str) -> None:
     """Say in the place of a section's results that the preset leaves it out."""
-    display(Markdown(f"*The preset `{preset}` does not run this section.*"))
+    told = "" if preset == "quick" else " What the text says of its results is about the preset `quick`."
+    display(Markdown(f"*The preset `{preset}` does not run this section.{told}*"))
 
 
-def recorded(chapter: str, results: str | Path = "results") -> dict[str, dict]:
+def recorded(chapter: str, results: str | Path | None = None) -> dict[str, dict]:
     """What the larger presets of a chapter gave, by preset; shows for each where it comes from, or that it was not run.
 
     Hand-picked settings (``custom``) are nobody's record and are left out.
+
+    Args:
+        chapter: name of the notebook without its ending.
+        results: folder of the results; default as for :func:`fedlib.book.claims.load_results`.
     """
+    if results is None and not any(folder.is_dir() for folder in book_folders("results")):
+        display(
+            Markdown("*What the larger presets gave is in the repository's folder `book/results`, which is not here.*")
+        )
+        return {}
     there = load_results(results).get(chapter, {})
     presets = [preset for preset in PRESETS if preset != "quick"]
     display(
@@ -208,7 +441,7 @@ def wall_time(started: float, trained: float) -> float:
 
 
 def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), caption: str | None = None) -> Styler:
-    """A small table: numbers with ``digits`` decimals, those of the columns in ``signed`` with their sign."""
+    """A small table: ``digits`` decimals where numbers are not whole; the columns in ``signed`` show their sign."""
 
     def number(sign: str) -> Callable[[float], str]:
         def form(value: float) -> str:
@@ -218,6 +451,7 @@ def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), capt
         return form
 
     forms = {column: number("+" if column in signed else "") for column in frame.select_dtypes("number").columns}
+    forms |= {column: "{:+,}" if column in signed else "{:,}" for column in frame.select_dtypes("integer").columns}
     forms |= {
         column: lambda value: typeset(value) if isinstance(value, str) else value
         for column in frame.columns

@@ -124,13 +124,31 @@ def beside(paper: Mapping[Any, float | None], ours: Mapping[Any, Any]) -> pd.Dat
 
 # ---------------------------------------------------------------- results on disk
 
+_PACKAGED = Path(__file__).parent  # the wheel has copies of the book's params/ and results/ here
+
+
+def book_folder() -> Path | None:
+    """The folder ``book`` of a checkout, known by its presets; None where there is none: a notebook alone.
+
+    Looked for where we are and above, since papermill starts notebooks where it was called, then beside ``fedlib``.
+    """
+    here = Path.cwd()
+    above = [place for folder in (here, *here.parents) for place in (folder, folder / "book")]
+    places = [*above, Path(__file__).resolve().parents[2] / "book"]
+    return next((place for place in places if any((place / "params").glob("*.quick.yaml"))), None)
+
+
+def book_folders(name: str) -> list[Path]:
+    """Where to look for ``params`` or ``results``: in the book's folder (here, without one), then in fedlib's copy."""
+    return [(book_folder() or Path.cwd()) / name, _PACKAGED / name]
+
 
 def hardware() -> dict[str, Any]:
     """Processor, number of cores this process may use, and the GPU's name (None without one)."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.M)
+        names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8", errors="replace"), re.M)
         model = names[0] if names else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch = sys.modules.get("torch")  # a run has imported it; reading results does not need it
@@ -194,7 +212,7 @@ def save_results(
     curves: Mapping[str, Any] | None = None,
     seeds: Iterable[int] = (),
     wall_time: float | None = None,
-    folder: str | Path = "results",
+    folder: str | Path | None = None,
 ) -> Path:
     """Write what a chapter found to ``FOLDER/NAME.PRESET.json``.
 
@@ -210,7 +228,8 @@ def save_results(
         curves: name to DataFrame, Run or mapping of columns, or to a list of those, one a seed.
         seeds: the seeds used.
         wall_time: seconds from start to end.
-        folder: where results live; made if missing.
+        folder: where results live, made if missing; default ``results`` in the book's folder, wherever the notebook was
+            started, or in the working directory for a notebook alone.
 
     Returns:
         Path of the file.
@@ -243,7 +262,7 @@ def save_results(
             "versions": versions(),
         }
     )
-    path = Path(folder) / f"{name}.{preset}.json"
+    path = Path(folder or book_folders("results")[0]) / f"{name}.{preset}.json"
     if path.exists() and _same(path, content):
         return path
     with replacing(path) as part:
@@ -260,14 +279,24 @@ def _same(path: Path, content: dict[str, Any]) -> bool:
     return isinstance(old, dict) and all(key in old and old[key] == content[key] for key in stable)
 
 
-def load_results(folder: str | Path = "results") -> dict[str, dict[str, dict[str, Any]]]:
+def load_results(folder: str | Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     """All results in a folder: ``results[name][preset]`` is what :func:`save_results` wrote; ``{}`` without a folder.
+
+    Args:
+        folder: default the book's results, wherever we were started; a notebook alone sees those that came with fedlib,
+            and its own before them.
 
     Raises:
         ValueError: a file that is not such a result, by its path.
     """
+    if folder is None:
+        return _recorded()
+    return _read_results(Path(folder).glob("*.json"))
+
+
+def _read_results(paths: Iterable[Path]) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(paths):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             name, preset = content["name"], content["preset"]
@@ -276,6 +305,15 @@ def load_results(folder: str | Path = "results") -> dict[str, dict[str, dict[str
             raise ValueError(f"{path} is not a result written by save_results: {error!r}") from error
         found.setdefault(name, {})[preset] = content
     return found
+
+
+def _recorded() -> dict[str, dict[str, dict[str, Any]]]:
+    beside, packaged = book_folders("results")
+    if book_folder() is not None and beside.is_dir():  # not mixed with an older or newer fedlib's results
+        return load_results(beside)
+    # where a notebook lies alone, a folder of this name may hold anything
+    own, known = _read_results(beside.glob("[0-9][0-9]_*.*.json")), load_results(packaged)
+    return {name: known.get(name, {}) | own.get(name, {}) for name in known | own}
 
 
 def _duration(seconds: float) -> str:
@@ -335,8 +373,11 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # ---------------------------------------------------------------- the scoreboard
 
 
-def scoreboard(folder: str | Path = "results") -> pd.DataFrame:
+def scoreboard(folder: str | Path | None = None) -> pd.DataFrame:
     """Every claim with what each preset measured.
+
+    Args:
+        folder: where results live; default as for :func:`load_results`.
 
     Returns:
         DataFrame indexed by claim id; columns chapter, statement, paper_says, then for each preset its measurement
@@ -384,7 +425,7 @@ def _badge(verdict: str, words: str | None = None) -> str:
 
 
 def scoreboard_html(
-    folder: str | Path = "results",
+    folder: str | Path | None = None,
     *,
     every_preset: bool = True,
     link: str = "{}.html",
@@ -393,7 +434,7 @@ def scoreboard_html(
     """The scoreboard in HTML, one table a chapter to fold and unfold; each claim links to the cell that judges it.
 
     Args:
-        folder: where results live.
+        folder: where results live; default as for :func:`load_results`.
         every_preset: all tables unfolded, with a column for each preset that judged a claim of the chapter; False
             folds them and shows only the largest preset that was run.
         link: where a chapter's page lies, seen from the page that shows the table; ``{}`` is the chapter's name.
@@ -467,7 +508,7 @@ _VERBS = {
 }
 
 
-def summary(folder: str | Path = "results") -> str:
+def summary(folder: str | Path | None = None) -> str:
     """The scoreboard in one sentence: ``"Of 9 claims, 7 hold, 1 holds in part, 1 was not run."``"""
     verdicts = scoreboard(folder)["verdict"].tolist()
     if not verdicts:
