@@ -86,7 +86,8 @@ def of_network(
         normalisation: (mean, std) of the images, or None.
 
     Returns:
-        ``"outputs"`` (B, ...), ``"loss"`` (1,), and of each parameter's gradient norm and product (:func:`of_weights`).
+        ``"outputs"`` (B, ...), ``"loss"`` (1,), of each parameter's gradient norm and product (:func:`of_weights`), and
+        ``"evaluation"`` (B, ...), the outputs in evaluation afterwards, which know the momentum of batch statistics.
     """
     some = torch.linspace(0, len(data.x_train) - 1, IMAGES).long().repeat_interleave(2).to(data.x_train.device)
     x, y = data.x_train[some].cpu(), data.y_train[some].cpu()
@@ -101,8 +102,17 @@ def of_network(
         value = loss(net, x, y, torch.ones(data.num_classes, dtype=parameters[0].dtype))
         learning = [p for p in parameters if p.requires_grad]
         gradients = torch.autograd.grad(value, learning, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            evaluation = net.eval()(x)
     told = torch.cat([of_weights(g.reshape(1, -1)) for g in gradients])
-    return {"outputs": outputs.flatten(1), "loss": value.detach().reshape(1), "gradients": told}
+    return {"outputs": outputs.flatten(1), "loss": value.detach().reshape(1), "gradients": told,
+            "evaluation": evaluation.flatten(1)}  # fmt: skip
+
+
+def of_numbers(net: nn.Module) -> str:
+    """A hash of the fractions that the modules of a network hold, such as an eps too small to be seen in an output."""
+    found = {f"{name}.{key}": value for name, module in net.named_modules() for key, value in vars(module).items()}
+    return _short(repr(sorted((key, value) for key, value in found.items() if isinstance(value, float))))
 
 
 def differ(theirs: Tensor, ours: Tensor, tolerance: float = 1e-3) -> bool:

@@ -490,10 +490,10 @@ class Simulation:
                 self._end(s, "weights or loss", f"on client(s) {names}")
         return finite.all(dim=1)
 
-    def _end(self, s: int, what: str, where: str) -> None:
-        """Mark a run as diverged."""
+    def _end(self, s: int, what: str, where: str, t: int | None = None) -> None:
+        """Mark a run as diverged in round ``t`` (1, 2, ...), the one at work when left out."""
         self.diverged[s] = message = (
-            f"{self.algorithm.name} with {self._describe(s)} diverged in round {self.t + 1}: {what} not finite {where}"
+            f"{self.algorithm.name} with {self._describe(s)} diverged in round {t or self.t + 1}: {what} not finite {where}"
         )
         warnings.warn(message + "; its history ends there, other runs go on", stacklevel=5)
 
@@ -515,6 +515,9 @@ class Simulation:
                 pooled, by_client = (
                     self._accuracies(net, s, w[s]) if self.algorithm.objective.labels else (math.nan, [])
                 )
+                if self.algorithm.objective.labels and math.isnan(sum([pooled, *by_client])):
+                    self._end(s, "the outputs of the network", "on test images", self.t)
+                    continue
                 mean = sum(by_client) / len(by_client) if by_client else math.nan
                 self.history[s].append({
                     "round": self.t, "loss": self.losses[s], "accuracy": pooled, "client_accuracy": mean,
@@ -541,14 +544,19 @@ class Simulation:
         return torch.cat(rights).mean().item(), [r.mean().item() for r in rights]
 
     def _correct(self, net: nn.Module, w: Tensor, buffers: Tensor, index: Tensor | None = None) -> Tensor:
-        """(N,), 1.0 for each test image that the network classifies correctly with the weights of row ``w``."""
+        """(N,), 1.0 for each test image that the network classifies correctly with the weights of row ``w``.
+
+        NaN where its outputs overflow: the largest of them means nothing then, and would be class 0.
+        """
         self.layout.bind(net, w, buffers)
         x, y = self.data.x_test, self.data.y_test
         x, y = (x, y) if index is None else (x[index], y[index])
 
         def predict(images: Tensor) -> Tensor:
             with torch.no_grad(), self.clients.trainer.precision():  # both belong to a thread
-                return net(prepare(images, *(self.normalisation or ()), dtype=w.dtype)).argmax(dim=1)
+                logits = net(prepare(images, *(self.normalisation or ()), dtype=w.dtype))
+                lost = (logits.isnan() | logits.isposinf()).any(dim=1)
+                return logits.argmax(dim=1).masked_fill(lost, -1)
 
         some = x.split(100 if self.device.type == "cpu" else 2000)
         if self.probe.draws_in_evaluation:
@@ -556,7 +564,8 @@ class Simulation:
                 predictions = [predict(images) for images in some]
         else:
             predictions = self.workers.map(predict, some)
-        return (torch.cat(predictions) == y).to(w.dtype)
+        predicted = torch.cat(predictions)
+        return (predicted == y).to(w.dtype).masked_fill(predicted < 0, math.nan)
 
     # --- what is left of it ---
 
@@ -625,6 +634,7 @@ class Simulation:
         same = {name: value for name, value in self.config.items() if name not in free}
         same |= {"data": f"{self.given.name} {fingerprint.of_data(self.given)}", "runs": self.settings}
         same |= {"functions": fingerprint.of_functions(self.algorithm), "network": shapes}
+        same |= {"numbers of the network": fingerprint.of_numbers(self.net)}
         with one_thread(self.device):
             alike = fingerprint.of_network(self.net, self.algorithm.loss, self.given, self.normalisation)
         made = {name: self.config[name] for name in elsewhere} | {"torch": str(torch.__version__)}
@@ -807,8 +817,7 @@ def _networks(model: nn.Module | Callable[[], nn.Module], seeds: list[int], dtyp
     made = {}
     for seed in seeds:
         if seed not in made:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with own_generator(seed):
                 made[seed] = _check_model(model()).to(dtype)
     return [made[seed] for seed in seeds]
 

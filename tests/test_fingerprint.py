@@ -47,6 +47,18 @@ class Net(nn.Module):
         return self.scale * self.h(z + branch if not self.skip else z)
 
 
+class Normed(Net):
+    def __init__(self, **options):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8, **options)
+        self.activation = self.norm
+
+
+class Twice(Net):
+    def forward(self, x):
+        return super().forward(x) * (1.0 if self.training else torch.tensor([1.0, 2.0, 3.0]))
+
+
 class Four(Net):
     def __init__(self):
         super().__init__()
@@ -99,6 +111,9 @@ CHANGES = {  # what decides a result -> (what differs, what the message says of 
     "an activation": ({"make": lambda: Net(torch.sigmoid)}, "outputs of the network"),
     "a scale": ({"make": lambda: Net(scale=1.1)}, "outputs of the network"),
     "a branch that gives nothing at first": ({"make": lambda: Net(skip=True)}, "of the network"),
+    "an eps": ({"make": lambda: Normed(eps=1e-6), "first": Normed}, "numbers of the network"),
+    "a momentum": ({"make": lambda: Normed(momentum=0.2), "first": Normed}, "of the network"),
+    "what is done in evaluation alone": ({"make": lambda: Twice()}, "evaluation of the network"),
     "a dropout layer": ({"make": lambda: Net(p=0.5)}, "of the network"),
     "the reading order of pixels": ({"make": lambda: _flipped()}, "of the network"),
     "initial weights": ({"make": lambda: _begun_elsewhere()}, "start from other weights"),
@@ -158,8 +173,8 @@ def _begun_elsewhere():
 @pytest.mark.parametrize("change, named", CHANGES.values(), ids=CHANGES)
 def test_whatever_decides_a_result_is_told_apart(data, parts, tmp_path, change, named):
     file = tmp_path / "run.pt"
-    run(data, parts, rounds=2, checkpoint=file)
     change = dict(change)
+    run(data, parts, change.pop("first", Net), rounds=2, checkpoint=file)
     data, parts = change.pop("data", lambda d: d)(data), change.pop("parts", lambda p: p)(parts)
     with pytest.raises(ValueError, match=f"belongs to another configuration .*{named}.* give this run another file"):
         run(data, parts, checkpoint=file, **change)

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pickle
+import random
 import re
 import signal
 import subprocess
@@ -526,6 +527,32 @@ def test_batch_statistics_that_are_not_finite_end_a_run(data, parts):
     with pytest.warns(UserWarning, match="diverged in round 1: the server's .* batch statistics"):
         run = sweep(data, parts, make=Endless, engine="clients")[0]
     assert run.history.empty and weights(run).isfinite().all()
+
+
+@pytest.mark.parametrize("method", [A.fedavg(), A.fedbn()])
+def test_outputs_that_overflow_are_no_accuracy(data, parts, method):
+    """One step at a rate that leaves the weights finite, and not what comes of them."""
+    make = model if method.name == "FedAvg" else lambda: model("batch")
+    with pytest.warns(UserWarning, match="diverged in round 1: the outputs of the network not finite on test images"):
+        lost, kept = sweep(data, parts, method, make=make, lr=[1e30, 0.1], rounds=1, local_steps=1)
+    assert lost.history.empty and math.isnan(lost.accuracy) and weights(lost).isfinite().all()
+    assert len(kept.history) == 1
+
+
+def test_networks_made_with_numpy_repeat_and_leave_the_caller_alone(data, parts):
+    def make():
+        net = model()
+        with torch.no_grad():
+            for p in net.parameters():
+                p.copy_(torch.from_numpy(np.random.randn(*p.shape) * random.random()))
+        return net
+
+    np.random.seed(1)
+    expected = np.random.rand()
+    np.random.seed(1)
+    first = weights(sweep(data, parts, make=make)[0])
+    assert np.random.rand() == expected
+    assert torch.equal(weights(sweep(data, parts, make=make)[0]), first)
 
 
 @pytest.mark.parametrize("method", [A.scaffold(), A.scaffold(weighted=True), A.fednar(A.scaffold()), A.feddyn()])
