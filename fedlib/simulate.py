@@ -492,9 +492,8 @@ class Simulation:
 
     def _end(self, s: int, what: str, where: str, t: int | None = None) -> None:
         """Mark a run as diverged in round ``t`` (1, 2, ...), the one at work when left out."""
-        self.diverged[s] = message = (
-            f"{self.algorithm.name} with {self._describe(s)} diverged in round {t or self.t + 1}: {what} not finite {where}"
-        )
+        which = f"{self.algorithm.name} with {self._describe(s)}"
+        self.diverged[s] = message = f"{which} diverged in round {t or self.t + 1}: {what} not finite {where}"
         warnings.warn(message + "; its history ends there, other runs go on", stacklevel=5)
 
     def _describe(self, s: int) -> str:
@@ -636,7 +635,7 @@ class Simulation:
         same |= {"functions": fingerprint.of_functions(self.algorithm), "network": shapes}
         same |= {"numbers of the network": fingerprint.of_numbers(self.net)}
         with one_thread(self.device):
-            alike = fingerprint.of_network(self.net, self.algorithm.loss, self.given, self.normalisation)
+            alike = fingerprint.of_network(self.net, self.algorithm.loss, self.data, self.normalisation)
         made = {name: self.config[name] for name in elsewhere} | {"torch": str(torch.__version__)}
         return checkpoints.Identity(same, {"start": self.start, **alike}, made)
 
@@ -903,7 +902,7 @@ def _probe(net: nn.Module, data: Data, labels: bool = True) -> Probe:
         ValueError: it does not fit the images or, if there are ``labels``, the classes.
     """
     net, dtype = copy.deepcopy(net).cpu(), next(net.parameters()).dtype
-    layers, images = keyed(net), data.x_train[:2].cpu()
+    layers, images = keyed(net), data.x_train[[0, -1]].cpu()
     channels_last = convolutional(net) and not data.is_text
     with torch.no_grad(), one_thread(images.device):
         try:

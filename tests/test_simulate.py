@@ -17,8 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import fedlib as fl
@@ -131,12 +129,9 @@ ARGUMENTS = {  # argument of fl.run -> what of NEVER it takes
 }  # fmt: skip
 
 
-@given(st.sampled_from(sorted(ARGUMENTS)), st.sampled_from(NEVER))
-@settings(max_examples=250, deadline=None, derandomize=True)
-def test_junk_is_refused_by_name(argument, value):
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_junk_is_refused_by_name(argument):
     """Whatever stands in the place of one argument: a ValueError that names it before anything is trained."""
-    if any(type(value) is type(fine) and repr(value) == repr(fine) for fine in ARGUMENTS[argument]):
-        return
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (12, 4, 4), dtype=np.uint8), np.arange(12) % 3
     noise = from_arrays("noise", images, labels, images, labels)
@@ -146,8 +141,11 @@ def test_junk_is_refused_by_name(argument, value):
         "model": model, "data": noise, "parts": [range(6), range(6, 12)], "algorithm": method, "rounds": 1, "lr": 0.1,
         "local_steps": 1, "progress": False,
     }  # fmt: skip
-    with pytest.raises(ValueError, match=rf"\b{argument}\b"):
-        fl.run(**arguments | {argument: value})
+    fine = [(type(value), repr(value)) for value in ARGUMENTS[argument]]
+    for value in NEVER:
+        if (type(value), repr(value)) not in fine:
+            with pytest.raises(ValueError, match=rf"\b{argument}\b"):
+                fl.run(**arguments | {argument: value})
     assert not trained
 
 
