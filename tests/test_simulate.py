@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -335,12 +334,25 @@ def test_an_interrupted_run_continues_bit_for_bit(data, parts, tmp_path, monkeyp
 
 
 SCRIPT = """
-import sys, time, torch, fedlib as fl
+import io, os, pathlib, signal, sys, torch, fedlib as fl
 data = fl.data.load("digits")
 parts = fl.partition.n_class(data.y_train, 10, 1)
-if len(sys.argv) > 2:  # slow enough to be killed in the middle
-    original = fl.Simulation.step
-    fl.Simulation.step = lambda self: (original(self), time.sleep(0.1))
+saves, save, replace = [], torch.save, os.replace
+def killed(*_): os.kill(os.getpid(), signal.SIGKILL)
+def half(state, target):
+    saves.append(target)
+    if len(saves) < 3:
+        return save(state, target)
+    whole = io.BytesIO()
+    save(state, whole)
+    pathlib.Path(target).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    killed()
+if "half written" in sys.argv:
+    torch.save = half
+if "written" in sys.argv:
+    os.replace = lambda part, path: (saves.append(part), replace(part, path) if len(saves) < 3 else killed())
+if "replaced" in sys.argv:
+    os.replace = lambda part, path: (saves.append(part), replace(part, path), len(saves) < 3 or killed())
 run = fl.run(lambda: fl.models.slim_cnn(data.shape, 10, norm="layer", width=4), data, parts, fl.algorithms.scaffold(),
              rounds=30, lr=0.1, local_steps=2, batch_size=8, evaluate_every=3, progress=False, device="cpu",
              checkpoint=sys.argv[1], checkpoint_every=2)
@@ -349,26 +361,22 @@ print(run.history.to_csv(index=False, float_format="%.17g"))
 
 
 @pytest.mark.heavy
-def test_kill_9_and_the_same_command(tmp_path):
+def test_killed_at_any_point_of_a_write_and_the_same_command(tmp_path):
+    """What is in the file is the last round that was written whole, and the result is the uninterrupted one's."""
     script = tmp_path / "run.py"
     script.write_text(SCRIPT, encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
-    def command(*arguments: str) -> list[str]:
-        return [sys.executable, str(script), *arguments]
+    def told(name: str, *point: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(script), str(tmp_path / name), *point]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
-    whole = subprocess.run(command(str(tmp_path / "a.pt")), env=env, capture_output=True, text=True, check=True).stdout
-    victim = subprocess.Popen(command(str(tmp_path / "b.pt"), "slow"), env=env, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "b.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
-    reached = torch.load(tmp_path / "b.pt", weights_only=True)["state"]["t"]
-    assert 0 < reached < 30
-    again = subprocess.run(command(str(tmp_path / "b.pt")), env=env, capture_output=True, text=True, check=True).stdout
-    assert again == whole and whole.count("\n") > 10
+    whole = told("whole.pt").stdout
+    assert whole.count("\n") > 10
+    for point, reached in {"half written": 4, "written": 4, "replaced": 6}.items():
+        assert told(point, point).returncode == -signal.SIGKILL
+        assert torch.load(tmp_path / point, weights_only=True)["state"]["t"] == reached
+        assert told(point).stdout == whole
 
 
 def test_more_rounds_continue_a_finished_run(data, parts, tmp_path):
