@@ -44,10 +44,12 @@ COLAB = [
 
 # ---- presets made small: whatever says how long and how large, never what there is to do
 
-LEAST = {  # last word of a parameter's name, or of a key in one: at most this
+LEAST = {  # a parameter's name, or its last word, or a key in one: at most this
     **{"rounds": 2, "epochs": 2, "steps": 2, "every": 1, "seeds": 1, "images": 200, "train": 40, "test": 20},
     "phase_rounds": 1,  # of each block
-    **{"clients": 20, "cohort": 2, "size": 64, "width": 24, "hidden": 8, "out": 8, "batch": 8},
+    **{"test_images": 60, "na_test_images": 60},  # there are no more
+    **{"batch_size": 8, "memory_batch": 2, "clients_per_round": 2},
+    **{"clients": 20, "size": 64, "width": 24, "hidden": 8, "out": 8, "batch": 32},
 }
 AS_IT_IS = {  # what is a choice in spite of such a name
     "rl_width",  # the end of its grid of group sizes
@@ -71,13 +73,14 @@ def small(values):
 
 
 def _small(name, value):
-    word = "cohort" if name == "clients_per_round" else "batch" if name == "batch_size" else name.split("_")[-1]
     if name.endswith("seeds") and isinstance(value, list):
         return [_small(name, value[0]) if isinstance(value[0], list) else value[0]]
     if isinstance(value, dict):
         return small(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
-    return min(value, LEAST.get(name, LEAST.get(word, value))) if whole and name not in AS_IT_IS else value
+    return (
+        min(value, LEAST.get(name, LEAST.get(name.split("_")[-1], value))) if whole and name not in AS_IT_IS else value
+    )
 
 
 # ---- data made small: some of what is here, or images that are made up
