@@ -163,6 +163,11 @@ def from_arrays(
     return Data(name=name, classes=classes, mean=mean, std=std, **tensors)
 
 
+def as_array(values: Any) -> np.ndarray:
+    """An array of whatever is given; it may share the caller's memory."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
 def _checked_domains(name: str, domains: tuple[str, ...], y: dict, domain_train, domain_test) -> dict:
     """The three domain fields of a `Data`; none of them without domains."""
     given = {"domain_train": domain_train, "domain_test": domain_test}
@@ -244,11 +249,6 @@ def _range(ends: tuple[int, int]) -> str:
     return f"{ends[0]}..{ends[1]}"
 
 
-def _array(values: Any) -> np.ndarray:
-    """An array of whatever is given; it may share the caller's memory."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
 def _own(values: np.ndarray, given: np.ndarray, dtype: type) -> np.ndarray:
     """`values`, made from `given`, in C order and in memory of their own; copied once at most."""
     values = np.ascontiguousarray(values, dtype)
@@ -262,7 +262,7 @@ def _nan_note(array: np.ndarray) -> str:
 
 def _checked_images(name: str, key: str, x) -> np.ndarray:
     """Images as a C-contiguous uint8 array (N, H, W, C) of their own."""
-    x = given = _array(x)
+    x = given = as_array(x)
     if x.dtype != np.uint8:
         raise ValueError(
             f"{name}: {key} must be uint8 (pixel values 0..255), found {x.dtype} of shape {x.shape}{_nan_note(x)}"
@@ -281,7 +281,7 @@ def _checked_images(name: str, key: str, x) -> np.ndarray:
 
 def _checked_labels(name: str, key: str, y, count: int) -> np.ndarray:
     """Labels as an int64 array (count,) of their own."""
-    y = given = _array(y)
+    y = given = as_array(y)
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: {key} must be a 1-D array of integers, found {y.dtype} of shape {y.shape}{_nan_note(y)}"

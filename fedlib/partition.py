@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fedlib import checks
+from fedlib.data import as_array
 
 MAX_TRIES = 1000  # Dirichlet draws before giving up on min_size
 LARGEST_BETA = 1e12  # beyond it shares are equal to rounding anyway, and gamma variates would overflow
@@ -328,7 +329,7 @@ def _positions(name: str, part: Any, count: int) -> np.ndarray:
     if hasattr(part, "indices") and hasattr(part, "dataset"):
         raise ValueError(f"{name} must be an array of positions, got a {type(part).__name__}; give its .indices")
     try:
-        found = _array(part)
+        found = as_array(part)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a 1-D array of positions, got {type(part).__name__} ({error})") from error
     if np.ma.is_masked(part):
@@ -376,12 +377,8 @@ def _finish(parts: Sequence[np.ndarray], what: str = "samples") -> list[torch.Te
     return [torch.from_numpy(np.sort(part).astype(np.int64)) for part in parts]
 
 
-def _array(values) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
 def _checked_labels(name: str, labels) -> np.ndarray:
-    labels = _array(labels)
+    labels = as_array(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{name} must be a 1-D tensor or array of integers, got {labels.dtype} of shape {labels.shape}"
