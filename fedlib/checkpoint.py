@@ -50,11 +50,6 @@ def place(path: Any) -> Path:
     return file
 
 
-def exists(path: Path) -> bool:
-    """Whether there is a checkpoint to go on from; what cannot be looked at is none."""
-    return os.path.exists(path)
-
-
 def try_out(path: Path) -> None:
     """Warn before the first round where a checkpoint cannot be written."""
     try:
@@ -78,7 +73,7 @@ def write(path: Path, identity: Identity, state: Mapping) -> None:
         with replacing(path) as part:
             torch.save({**record, "state": dict(state)}, part)
     except (OSError, RuntimeError, ValueError) as error:  # torch reports a failed write as a RuntimeError
-        kept = "the one before it is kept" if exists(path) else "there is none yet"
+        kept = "the one before it is kept" if os.path.exists(path) else "there is none yet"
         warnings.warn(
             f"could not write checkpoint {path} after round {state['t']}: {error}; {kept}, training goes on",
             stacklevel=2,

@@ -29,6 +29,7 @@ from fedlib.dropout import own_generator
 IMAGES = 2  # that a network is asked about, each twice in a row, as methods that look at two views want them
 NOISE = 0.05  # on the weights it is asked with: at zero, many a branch computes nothing
 SHORT = 12  # characters of a hash that are kept
+_of_data: weakref.WeakKeyDictionary[Data, tuple] = weakref.WeakKeyDictionary()
 
 
 def of_data(data: Data) -> str:
@@ -42,9 +43,6 @@ def of_data(data: Data) -> str:
         rest = repr((data.mean, data.std, data.num_classes))
         _of_data[data] = versions, _short(*map(of_tensor, tensors), rest)
     return _of_data[data][1]
-
-
-_of_data: weakref.WeakKeyDictionary[Data, tuple] = weakref.WeakKeyDictionary()
 
 
 def of_tensor(tensor: Tensor | np.ndarray) -> str:
@@ -68,11 +66,14 @@ def of_functions(thing: Any) -> str:
     return _short("\n".join(_described(thing, set())))
 
 
-def of_weights(rows: Tensor) -> Tensor:
-    """(S, 2), of rows (S, P) their norm and their product with a fixed random row: equal rows have equal numbers."""
-    w = rows.detach().cpu().double()
-    ruler = torch.randn(w.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.stack([w.norm(dim=1), w @ ruler], dim=1)
+def of_weights(rows: Iterable[Tensor]) -> Tensor:
+    """(S, 2), of S tensors their norm and their product with a fixed random one: equal tensors have equal numbers."""
+    told = []
+    for row in rows:  # one after another, since a sweep has many and this makes each larger
+        w = row.detach().flatten().cpu().double()
+        ruler = torch.randn(len(w), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        told.append(torch.stack([w.norm(), w @ ruler]))
+    return torch.stack(told)
 
 
 def of_network(
@@ -104,9 +105,8 @@ def of_network(
         gradients = torch.autograd.grad(value, learning, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             evaluation = net.eval()(x)
-    told = torch.cat([of_weights(g.reshape(1, -1)) for g in gradients])
-    return {"outputs": outputs.flatten(1), "loss": value.detach().reshape(1), "gradients": told,
-            "evaluation": evaluation.flatten(1)}  # fmt: skip
+    told = {"outputs": outputs.flatten(1), "evaluation": evaluation.flatten(1)}
+    return told | {"loss": value.detach().reshape(1), "gradients": of_weights(gradients)}
 
 
 def of_numbers(net: nn.Module) -> str:

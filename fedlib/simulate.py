@@ -7,7 +7,6 @@ rows of the same matrix: S runs of K clients are trained as S * K rows.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import itertools
 import math
@@ -16,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +176,13 @@ def sweep(
     file = None if checkpoint is None else checkpoints.place(checkpoint)
     sim = Simulation(model, data, parts, algorithm, **options)
     every = evaluate_every or max(1, rounds // 20)
-    if file and checkpoints.exists(file):
+    if file and os.path.exists(file):  # False for what cannot be looked at
         sim.load(file)
         if sim.t > rounds:
             raise ValueError(f"checkpoint {file} has {sim.t} rounds, more than the {rounds} asked for")
         every = _go_on_evaluating(sim, file, rounds, evaluate_every, every)
     elif file:
+        _ = sim._alike  # a network that cannot be asked is told of now, not at the first save
         checkpoints.try_out(file)
     sim.config |= {"rounds": rounds, "evaluate_every": every}
     label = progress if isinstance(progress, str) else sim.algorithm.name
@@ -198,7 +199,7 @@ def sweep(
                 checkpoint_every and sim.t % checkpoint_every == 0 or time.monotonic() - saved > 60 * checkpoint_minutes
             )
             if file and (due or sim.t == rounds):
-                sim.save(file)
+                sim._write(file)
                 saved = time.monotonic()
     return sim.runs()
 
@@ -371,13 +372,13 @@ class Simulation:
         # A copy, because rounds change its stage and a caller's function may give a network it still needs.
         self.net, self.data, self.given = copy.deepcopy(networks[0]), data.to(self.device), data
         if not self.probe.channels_last:
-            # A clone, because contiguous() leaves the strides of a single channel as they are.
-            lies = {name: _lying(getattr(self.data, name), False) for name in ("x_train", "x_test")}
-            self.data = replace(self.data, **lies)
+            # Convolutions look at the strides of a single channel too, which contiguous() leaves as they are.
+            lie = partial(_lying, channels_last=False) if convolutional(self.net) else Tensor.contiguous
+            self.data = replace(self.data, x_train=lie(self.data.x_train), x_test=lie(self.data.x_test))
         self.layout = Layout(self.net)
         pairs = zip(*(self.layout.read(net) for net in networks), strict=True)
         w, buffers = (torch.stack(some).to(self.device) for some in pairs)
-        self.start = fingerprint.of_weights(torch.cat([w, buffers], dim=1))
+        self.start = fingerprint.of_weights(map(torch.cat, zip(w, buffers, strict=True)))
         self.stages = Stages(self.net, algorithm.travels, self.device)
         self.normalisation = (data.mean, data.std) if config["normalise"] else None
         trainer = Trainer(
@@ -605,10 +606,13 @@ class Simulation:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a checkpoint; one that cannot be written is a warning, and the one before it is kept."""
+        self._write(checkpoints.place(path))
+
+    def _write(self, file: Path) -> None:
         state = {name: getattr(self, name) for name in ("t", "seconds", "history", "diverged", "losses")}
         state |= {"evaluate_every": self.config.get("evaluate_every")}
         state |= {"server": self.server.state(), "clients": self.clients.state()}
-        checkpoints.write(checkpoints.place(path), self._identity, state)
+        checkpoints.write(file, self._identity, state)
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on from a checkpoint; a warning says where it was made, if that was elsewhere.
@@ -623,7 +627,7 @@ class Simulation:
         for name, value in state.items():
             setattr(self, name, value)
 
-    @functools.cached_property
+    @cached_property
     def _identity(self) -> checkpoints.Identity:
         """What must agree for a checkpoint to be continued."""
         # More rounds may be asked for, and smaller waves; how the work is spread changes nothing beyond rounding.
@@ -634,10 +638,20 @@ class Simulation:
         same |= {"data": f"{self.given.name} {fingerprint.of_data(self.given)}", "runs": self.settings}
         same |= {"functions": fingerprint.of_functions(self.algorithm), "network": shapes}
         same |= {"numbers of the network": fingerprint.of_numbers(self.net)}
-        with one_thread(self.device):
-            alike = fingerprint.of_network(self.net, self.algorithm.loss, self.data, self.normalisation)
         made = {name: self.config[name] for name in elsewhere} | {"torch": str(torch.__version__)}
-        return checkpoints.Identity(same, {"start": self.start, **alike}, made)
+        return checkpoints.Identity(same, {"start": self.start, **self._alike}, made)
+
+    @cached_property
+    def _alike(self) -> dict[str, Tensor]:
+        """What the network computes."""
+        try:
+            with one_thread(self.device):
+                return fingerprint.of_network(self.net, self.algorithm.loss, self.data, self.normalisation)
+        except Exception as error:  # whatever a caller's network or loss stumbles over
+            raise ValueError(
+                f"checkpoint: what the network computes is asked on {2 * fingerprint.IMAGES} images, to tell it from "
+                f"others, and that failed: {type(error).__name__}: {error}"
+            ) from error
 
 
 # --- what the arguments become ---
@@ -947,5 +961,5 @@ def _draws(net: nn.Module, layers: list, x: Tensor) -> bool:
             except (RuntimeError, ValueError):  # what does not train on two images is told of by the first round
                 return False
             moved |= not torch.equal(before, torch.get_rng_state())
-    same = [torch.equal(a, b) for a, b in [outputs] if isinstance(a, Tensor)]
-    return moved or not all(same)
+    first, second = outputs
+    return moved or isinstance(first, Tensor) and not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)

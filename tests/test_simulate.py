@@ -661,3 +661,34 @@ def test_trying_a_path_leaves_nothing(data, parts, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(data, parts, method, checkpoint=tmp_path / "run.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_comes_to_stand_in_the_way_costs_no_run(data, parts, tmp_path):
+    file = tmp_path / "run.pt"
+
+    def move(w, update):
+        if update.round == 1:  # after a checkpoint has been written
+            file.unlink()
+            file.mkdir()
+        return w + update.delta
+
+    method = dataclasses.replace(A.fedavg(), server=A.ServerOpt(move))
+    with pytest.warns(UserWarning, match="could not write checkpoint .*training goes on"):
+        run = sweep(data, parts, method, checkpoint=file, checkpoint_every=1)[0]
+    assert torch.equal(weights(run), weights(sweep(data, parts)[0]))
+
+
+def test_a_network_that_cannot_be_asked_is_told_of_before_the_first_round(data, parts, tmp_path):
+    """A loss that takes full batches only: it trains, but a checkpoint could not tell its network from others."""
+    rounds = []
+
+    def of_five(net, x, y, told):
+        rounds.append(len(x))
+        return nn.functional.cross_entropy(net(x.reshape(5, 1, 4, 4)), y)
+
+    method = dataclasses.replace(A.fedavg(), objective=A.Objective(of_five))
+    with pytest.raises(
+        ValueError, match="^checkpoint: what the network computes is asked on 4 images, .* failed: Runtime"
+    ):
+        sweep(data, parts, method, engine="clients", checkpoint=tmp_path / "run.pt")
+    assert rounds == [4] and len(sweep(data, parts, method, engine="clients")[0].history) == 4
