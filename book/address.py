@@ -39,10 +39,10 @@ def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str
     return [
         (re.compile(pattern), text)
         for pattern, text in [
-            # Colab badges and links into the book
+            # Colab badges; the branch holds the copies that the build makes, whatever the book's own branch is called
             (
                 rf"https://colab\.research\.google\.com/github/{_REPO}/blob/[^\s\"\\)]+?/book/",
-                f"https://colab.research.google.com/github/{ours}/blob/{branch}/book/",
+                f"https://colab.research.google.com/github/{ours}/blob/colab/book/",
             ),
             # installing fedlib, with the book's extra or without
             (rf"git\+https://github\.com/{_REPO}", f"git+https://github.com/{ours}"),

@@ -34,11 +34,11 @@ def test_all_places_repeat_the_address_of_the_config():
 
 
 def test_every_notebook_repeats_the_address():
-    owner, repo, branch = address.address()
+    owner, repo, _ = address.address()
     for path in sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb")):
         text = path.read_text(encoding="utf-8")
         assert f"git+https://github.com/{owner}/{repo}" in text, path.name
-        assert f"colab.research.google.com/github/{owner}/{repo}/blob/{branch}/book/{path.name}" in text, path.name
+        assert f"colab.research.google.com/github/{owner}/{repo}/blob/colab/book/{path.name}" in text, path.name
 
 
 def test_a_doctored_copy_is_found_and_mended(copy, capsys):
@@ -78,7 +78,7 @@ def test_the_workflow_builds_and_publishes_the_branch_of_the_config(copy):
     text = (copy / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
     workflow = yaml.safe_load(text)
     assert workflow[True]["push"]["branches"] == ["trunk"]  # YAML reads on as true
-    assert text.count("github.ref == 'refs/heads/trunk'") == 2 and "heads/main" not in text
+    assert text.count("github.ref == 'refs/heads/trunk'") == 3 and "heads/main" not in text
     assert configure(copy, "https://github.com/someone/else", "main") == 0
     assert "trunk" not in (copy / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
 

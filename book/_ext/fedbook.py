@@ -4,6 +4,7 @@
 - shows explorers with a script of our own, and copies MathJax, at the version in package.json, into the site, so that
   it works without a network; without npm MathJax comes from its CDN, and the build says so;
 - mends markup of the tools below it that a screen reader stumbles over;
+- writes a copy of each notebook that reads well without Sphinx, and points the Colab buttons at it (``portable.py``);
 - throws away executed notebooks when what they ran on has changed, which their cache does not see (``executed.py``).
 """
 
@@ -21,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 import executed
+import portable
 from sphinx.util import logging
 
 from fedlib.book import claims
@@ -46,6 +48,8 @@ def setup(app):
     app.connect("config-inited", serve_scripts)
     app.connect("config-inited", drop_stale_notebooks)
     app.connect("html-page-context", mend_markup)
+    app.connect("html-page-context", open_copies, priority=900)  # after the theme has made its buttons
+    app.connect("build-finished", portable.write_copies)
     app.connect("autodoc-process-signature", drop_addresses)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -157,6 +161,14 @@ def mend_markup(app, pagename, templatename, context, doctree):
         body = context["body"].replace("✅", "✓ ran").replace("❌", "✗ failed")
         titles = {"intro": "Front page", "benchmarks": "How fast it is", **chapter_titles()}
         context["body"] = re.sub(r">book/(\w+)</", lambda found: f">{titles.get(found[1], found[1])}</", body)
+
+
+def open_copies(app, pagename, templatename, context, doctree):
+    """The theme's Colab button opens the notebook's copy, on a branch of its own."""
+    for group in context.get("header_buttons", []):
+        for button in group.get("buttons", []):
+            if "colab.research.google.com" in button.get("url", ""):
+                button["url"] = re.sub("/blob/[^/]+/", f"/blob/{portable.BRANCH}/", button["url"])
 
 
 def drop_stale_notebooks(app, config):
