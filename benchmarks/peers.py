@@ -246,7 +246,11 @@ def draw(s: dict, parts: list[np.ndarray], rounds: int) -> tuple[np.ndarray, np.
         cohorts.append(np.arange(K) if K == len(parts) else np.sort(rng.choice(len(parts), K, replace=False)))
         steps += [
             fl.schedule.local_batches(
-                rng, parts[k], s["batch_size"], local_steps=s["local_steps"], local_epochs=s["local_epochs"]
+                np.random.default_rng([s["seed"], t, 1 + k]),
+                parts[k],
+                s["batch_size"],
+                local_steps=s["local_steps"],
+                local_epochs=s["local_epochs"],
             )
             for k in cohorts[-1]
         ]

@@ -32,7 +32,7 @@ class Clients:
     Args:
         trainer: trains their rows, on the images they hold.
         algorithm: the method.
-        counts: (N, C), how many images of each class every client holds.
+        counts: (S, N, C), how many images of each class every client holds; or (N, C), where that is so in all runs.
         w, buffers: (S, P) and (S, Q), the weights that each run starts from.
         settings: of each run ``lr``, ``weight_decay``, ``clip`` (or None), ``annealing`` and the method's own numbers.
         stage: of the first round.
@@ -50,15 +50,17 @@ class Clients:
         stage: Stage,
         lr_decay: float = 1.0,
     ):
-        self.trainer, self.algorithm, self.counts, self.lr_decay = trainer, algorithm, counts, lr_decay
+        self.trainer, self.algorithm, self.lr_decay = trainer, algorithm, lr_decay
         self.layout, self.workers = trainer.layout, trainer.workers
-        self.sizes = counts.sum(dim=1)
+        self.counts = counts.expand(len(w), *counts.shape[-2:])
+        self.sizes = self.counts.sum(dim=2)
         self.settings, self.numbers = settings, self._numbers(settings, w)
         self.units = self.layout.units().to(w.device)
-        self.memory = {name: w.new_zeros(len(w), len(counts), self.layout.P) for name in algorithm.keeps}
+        N = self.sizes.shape[1]
+        self.memory = {name: w.new_zeros(len(w), N, self.layout.P) for name in algorithm.keeps}
         # What never leaves a client, and the columns where it stands.
-        self.home = w[:, None, stage.at_home].repeat(1, len(counts), 1)
-        self.buffers_home = buffers[:, None, stage.buffers_at_home].repeat(1, len(counts), 1)
+        self.home = w[:, None, stage.at_home].repeat(1, N, 1)
+        self.buffers_home = buffers[:, None, stage.buffers_at_home].repeat(1, N, 1)
         self.rows: Tensor | None = None
         self.enter(stage)
 
@@ -117,7 +119,7 @@ class Clients:
         home, buffers_home = W[..., self.stage.at_home], buffers[..., self.stage.buffers_at_home]
         kept.rows += [(self.home, runs, clients, home), (self.buffers_home, runs, clients, buffers_home)]
         finite = losses.isfinite() & home.isfinite().all(dim=2) & self._subtract(W, down.w[runs])
-        return Up(W, buffers, sent, losses, self.sizes[clients], down.t), kept, finite
+        return Up(W, buffers, sent, losses, self.sizes[runs[:, None], clients], down.t), kept, finite
 
     def _subtract(self, W: Tensor, w: Tensor) -> Tensor:
         """Turn weights W (S, K, P) into changes, in place: nobody needs them any more. (S, K), which are finite."""
@@ -147,7 +149,9 @@ class Clients:
             numbers["weight_decay"] = numbers["weight_decay"] * annealed[run][:, None]
         steps = down.w.new_tensor([sum(s > 0 for s in row) for row in zip(*batches.size, strict=True)])
         kept = {name: rows[run, client] for name, rows in self.memory.items()}
-        return Local(run, client, steps[:, None], self.counts[client], down.w, numbers, self.units, down.told, kept)
+        return Local(
+            run, client, steps[:, None], self.counts[run, client], down.w, numbers, self.units, down.told, kept
+        )
 
     def keep(self, kept: Kept, runs: Tensor) -> None:
         """The server has used the round of these runs: now, and only now, their clients' memory changes."""

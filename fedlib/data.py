@@ -28,6 +28,7 @@ from fedlib.files import have, replacing
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DOMAIN_KEYS = ("domain_train", "domain_test")
+VAL_KEYS = ("x_val", "y_val", "domain_val")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,8 @@ class Data:
         mean, std: per channel, of the training images scaled to [0, 1]; std is 1 for a constant channel. () for a text.
         domains: where examples of several kinds come from, such as the speaker of a text; () for one kind.
         domain_train, domain_test: int64 (N,), the domain of each example; see `partition.by_domain`.
+        x_val, y_val, domain_val: validation images, by which rates and other choices are made; None without. See
+            `hold_out`.
     """
 
     name: str
@@ -53,6 +56,9 @@ class Data:
     domains: tuple[str, ...] = ()
     domain_train: torch.Tensor | None = None
     domain_test: torch.Tensor | None = None
+    x_val: torch.Tensor | None = None
+    y_val: torch.Tensor | None = None
+    domain_val: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,24 +76,29 @@ class Data:
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data set with x, y and domains on `device`; memory format and dtypes stay."""
-        keys = KEYS + DOMAIN_KEYS if self.domains else KEYS
-        return dataclasses.replace(self, **{key: getattr(self, key).to(device) for key in keys})
+        there = {key: getattr(self, key) for key in (*KEYS, *DOMAIN_KEYS, *VAL_KEYS)}
+        return dataclasses.replace(self, **{key: t.to(device) for key, t in there.items() if t is not None})
 
     def read(self, x: torch.Tensor) -> str:
         """The characters of one window (L,) of a text."""
         return "".join(self.classes[i] for i in x.tolist())
 
+    def _sizes(self) -> str:
+        held = () if self.y_val is None else (f"{len(self.y_val):,} validation",)
+        first = (f"{len(self.y_train):,} training", *held)
+        return f"{', '.join(first)} and {len(self.y_test):,} test"
+
     def __repr__(self) -> str:
         if self.is_text:
             return (
-                f"Data({self.name!r}: {len(self.y_train):,} training and {len(self.y_test):,} test windows of "
+                f"Data({self.name!r}: {self._sizes()} windows of "
                 f"{self.shape[0]} characters on {self.x_train.device}; {self.num_classes} different characters, "
                 f"{len(self.domains)} domain{'s' * (len(self.domains) != 1)})"
             )
         shown = ", ".join(self.classes[:10]) + (", ..." if self.num_classes > 10 else "")
         c, h, w = self.shape
         return (
-            f"Data({self.name!r}: {len(self.y_train):,} training and {len(self.y_test):,} test images, "
+            f"Data({self.name!r}: {self._sizes()} images, "
             f"{c}x{h}x{w} uint8 on {self.x_train.device}; {self.num_classes} classes: {shown}"
             + (f"; {len(self.domains)} domains: {', '.join(self.domains)}" if self.domains else "")
             + ")"
@@ -319,24 +330,85 @@ def _moments(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 # --- Batches --------------------------------------------------------------------------------------------------------
 
 
-def some(data: Data, images: int | None = None, test_images: int | None = None, seed: int = 0) -> Data:
+def some(
+    data: Data, images: int | None = None, test_images: int | None = None, seed: int = 0, *, validation: int = 0
+) -> Data:
     """A data set with a random part of its training and of its test images; None keeps all of them, in their order.
 
+    Args:
+        validation: how many of the training images that are left over become validation images, at random. Nothing is
+            taken from what is trained on, where a part of a set leaves enough.
+
     Raises:
-        ValueError: a number that is not between 1 and what there is.
+        ValueError: a number that is not between 1 and what there is, or more validation images than are left over.
     """
-    changed = {}
+    changed: dict[str, Any] = {}
     for split, number in (("train", images), ("test", test_images)):
         there = len(getattr(data, f"y_{split}"))
         if number is None:
             continue
         if not (checks.is_whole(number) and 1 <= number <= there):
             raise ValueError(f"{data.name!r} has {there} {split} images, so a part has 1 to {there}; got {number}")
-        chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:number]
-        for field in (f"x_{split}", f"y_{split}", f"domain_{split}"):
-            if getattr(data, field) is not None:
-                changed[field] = getattr(data, field)[chosen]
+        order = torch.randperm(there, generator=torch.Generator().manual_seed(seed))
+        changed |= _taken(data, split, split, order[:number])
+        if split == "train" and validation:
+            checks.whole(validation=validation)
+            if validation > there - number:
+                raise ValueError(
+                    f"validation must be at most {there - number}, the training images of {data.name!r} that are left "
+                    f"over, got {validation}; fl.data.hold_out takes them from those that would be trained on"
+                )
+            changed |= _taken(data, "train", "val", order[number : number + validation])
+    if validation and images is None:
+        raise ValueError("validation takes what `images` leaves over, and that keeps all; see fl.data.hold_out")
     return dataclasses.replace(data, **changed)
+
+
+def hold_out(data: Data, share: float = 0.2, seed: int = 0) -> Data:
+    """A data set some of whose training images have become validation images: the same share of every class.
+
+    And of every class of every domain, where there are domains. Each gives ``share`` of its images, rounded, at least
+    one and at most all but one. Of a text, every domain (a speaker, say) gives its last windows, and one window between
+    these and the others is left out, for neighbours overlap. Rates and other choices are made on these, so that the
+    test images are looked at once.
+
+    Args:
+        share: between 0 and 1.
+        seed: of the choice.
+
+    Raises:
+        ValueError: a share that is not that, a set that has validation images already, or a group of one image.
+    """
+    if not (checks.is_number(share) and 0 < share < 1):
+        raise ValueError(f"share must lie between 0 and 1, got {share!r}")
+    checks.whole(0, seed=seed)
+    if data.y_val is not None:
+        raise ValueError(f"{data.name!r} has {len(data.y_val)} validation images already")
+    domain = data.domain_train.numpy(force=True) if data.domain_train is not None else np.zeros(len(data.y_train), int)
+    label = np.zeros(len(domain), int) if data.is_text else data.y_train.numpy(force=True)
+    rng, kept, held = np.random.default_rng(seed), [], []
+    for d, c in sorted({*zip(domain.tolist(), label.tolist(), strict=True)}):
+        members = np.flatnonzero((domain == d) & (label == c))
+        gap = int(data.is_text)
+        if len(members) < 2 + gap:
+            what = f"domain {data.domains[d]!r}" if data.is_text else f"class {data.classes[c]!r}"
+            raise ValueError(f"{data.name!r} has {len(members)} training example(s) of {what}: too few to hold any out")
+        number = min(max(1, round(share * len(members))), len(members) - 1 - gap)
+        order = members if data.is_text else rng.permutation(members)
+        kept.append(order[: len(members) - number - gap])
+        held.append(order[len(members) - number :])
+    train, val = (torch.from_numpy(np.sort(np.concatenate(some))) for some in (kept, held))
+    changed = _taken(data, "train", "train", train) | _taken(data, "train", "val", val)
+    if not data.is_text:
+        rows = changed["x_train"].permute(0, 2, 3, 1).numpy(force=True)
+        changed["mean"], changed["std"] = _moments(_levels(rows))
+    return dataclasses.replace(data, **changed)
+
+
+def _taken(data: Data, split: str, to: str, index: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The fields of the split ``to``, made of some examples of ``split``."""
+    given = {name: getattr(data, f"{name}_{split}") for name in ("x", "y", "domain")}
+    return {f"{name}_{to}": t[index.to(t.device)] for name, t in given.items() if t is not None}
 
 
 def prepare(

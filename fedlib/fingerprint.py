@@ -35,9 +35,12 @@ _of_data: weakref.WeakKeyDictionary[Data, tuple] = weakref.WeakKeyDictionary()
 def of_data(data: Data) -> str:
     """A hash of all that clients learn from: images, labels, their mean and standard deviation, the number of classes.
 
+    Validation images count too.
+
     Made once for each `Data`, and again after its tensors have been changed in place by torch.
     """
     tensors = [data.x_train, data.y_train, data.x_test, data.y_test]
+    tensors += [t for t in (data.x_val, data.y_val) if t is not None]
     versions = tuple(t._version for t in tensors)
     if _of_data.get(data, (None,))[0] != versions:
         rest = repr((data.mean, data.std, data.num_classes))

@@ -143,7 +143,7 @@ class Totals:
         Args:
             down: what they had been sent; ``runs`` (S,) which of its runs they were in.
             examples: (S, 1), how many the whole cohort of the round holds.
-            everybody: how many all clients of the federation hold.
+            everybody: how many all clients of the federation hold: one number, or (S, 1).
             collect: the method's further sums.
 
         Raises:

@@ -1,16 +1,21 @@
-"""Who trains in a round, on what: functions of (seed, round) alone, so that no engine, wave or machine can change it.
+"""Who trains in a round, on what: functions of (seed, round, client) alone.
 
-The streams of random numbers, each ``np.random.default_rng`` of
+No engine, wave, machine or other client can change them. Round t (0, 1, ...) of the run with a seed has these streams
+of random numbers, each ``np.random.default_rng`` of
 
-- ``[seed, t]``: the cohort of round t, then the batches of each of its clients in turn;
-- ``[seed, t, 1]``: how the images of these batches are cropped and mirrored;
-- ``[seed, t, 2]``: how they are distorted, for a method that looks at two views of each.
-- ``[seed, t, 3]``: a key for every client there is, of the masks of dropout in its network.
+- ``[seed, t]``: the cohort;
+- ``[seed, t, 1 + k]``: the batches of client k (0, 1, ...), which a client on a machine of its own can draw alone;
+- ``[seed, t, 1 + k, 1]``: how the images of these batches are cropped and mirrored;
+- ``[seed, t, 1 + k, 2]``: how they are distorted, for a method that looks at two views of each;
+- ``[seed, t, 1 + k, 3]``: a key, of the masks of dropout in the client's network;
+- ``[seed, t, 0, 1]``: what a method draws for all of them (:func:`fedlib.algorithms.depth_dropout`).
+
+Clients count from 1 here because NumPy takes ``[seed, t, 0]`` for ``[seed, t]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +28,31 @@ AUGMENTATIONS = ("crop", "flip", "flip+crop")
 PADDING = 4  # pixels around an image before it is cropped at random
 
 
+@dataclass
+class Turn:
+    """What one client trains on in one round: T steps of at most B images.
+
+    Attributes:
+        index: int64 (T, B), positions in the training set, padded with 0.
+        size: the number of images of each step.
+        shift, flip, view: (T, B, 2), (T, B) and (T, B, 7), or None; see :class:`fedlib.cohort.Batches`.
+        key: what the masks of dropout follow, or None.
+    """
+
+    index: np.ndarray
+    size: list[int]
+    shift: np.ndarray | None
+    flip: np.ndarray | None
+    view: np.ndarray | None
+    key: int | None
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Draws the cohort of a round and what it trains on; see :class:`fedlib.simulate.Simulation` for the settings.
 
     Attributes:
-        parts: positions of each client's images in the training set.
+        parts: positions of each client's images in the training set; or, where runs differ in it, seed -> those.
         clients_per_round: size of the cohort.
         augment: a word of ``AUGMENTATIONS``, or None.
         view: ``(rng, shape) -> (*shape, 7)``, how images are distorted, for a method whose batches hold every image
@@ -36,7 +60,7 @@ class Schedule:
         keys: whether the network draws random numbers, for which every client gets a key (:mod:`fedlib.dropout`).
     """
 
-    parts: Sequence[np.ndarray]
+    parts: Sequence[np.ndarray] | Mapping[int, Sequence[np.ndarray]]
     clients_per_round: int
     batch_size: int
     local_steps: int | None = None
@@ -52,78 +76,67 @@ class Schedule:
         Returns:
             clients, int64 (S, K), in ascending order; and their batches, of S * K rows.
         """
-        drawn = [self._draw_run(np.random.default_rng([seed, t])) for seed in seeds]
-        clients = torch.from_numpy(np.stack([c for c, _ in drawn])).to(self.device)
-        views = 2 if self.view else 1
-        steps = [[np.repeat(batch, views) for batch in batches] for _, rows in drawn for batches in rows]
-        T, B = max(map(len, steps)), max(len(b) for row in steps for b in row)
-        index = np.zeros((len(steps), T, B), np.int64)
-        for r, row in enumerate(steps):
-            for i, batch in enumerate(row):
-                index[r, i, : len(batch)] = batch
-        size = [[len(row[i]) if i < len(row) else 0 for row in steps] for i in range(T)]
-        shift, flip = self._draw_augmentation(seeds, t, index.shape, size)
-        views, key = self._draw_views(seeds, t, index.shape, size), self._draw_keys(seeds, t, clients)
-        return clients, Batches(self._there(index), size, shift, flip, views, key)
+        cohorts = {seed: self.cohort(seed, t) for seed in dict.fromkeys(seeds)}
+        drawn = {seed: [self.turn(seed, t, k) for k in cohort.tolist()] for seed, cohort in cohorts.items()}
+        turns = [turn for seed in seeds for turn in drawn[seed]]
+        T, B = (max(turn.index.shape[axis] for turn in turns) for axis in (0, 1))
+        size = [[turn.size[i] if i < len(turn.size) else 0 for turn in turns] for i in range(T)]
+        clients = self._there(np.stack([cohorts[seed] for seed in seeds]))
+        index, shift, flip, view = (
+            self._padded([getattr(turn, name) for turn in turns], T, B) for name in ("index", "shift", "flip", "view")
+        )
+        key = self._there(np.array([turn.key for turn in turns])) if self.keys else None
+        return clients, Batches(index, size, shift, flip, view, key)
 
-    def _draw_run(self, rng: np.random.Generator) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-        N, K = len(self.parts), self.clients_per_round
-        clients = np.arange(N) if K == N else np.sort(rng.choice(N, K, replace=False))
-        return clients, [
-            local_batches(
-                rng, self.parts[k], self.batch_size, local_steps=self.local_steps, local_epochs=self.local_epochs
-            )
-            for k in clients.tolist()
-        ]
+    def cohort(self, seed: int, t: int) -> np.ndarray:
+        """int64 (K,), the clients of round t, in ascending order."""
+        N, K = len(self._parts(seed)), self.clients_per_round
+        return np.arange(N) if K == N else np.sort(np.random.default_rng([seed, t]).choice(N, K, replace=False))
 
-    def _draw_augmentation(
-        self, seeds: Sequence[int], t: int, shape: tuple[int, int, int], sizes: list[list[int]]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Where each image is cropped, and whether it is mirrored; ``shape`` (R, T, B) is that of the batches."""
+    def turn(self, seed: int, t: int, k: int) -> Turn:
+        """What client k trains on in round t, whoever else is in its cohort."""
+        batches = local_batches(
+            np.random.default_rng([seed, t, 1 + k]),
+            self._parts(seed)[k],
+            self.batch_size,
+            local_steps=self.local_steps,
+            local_epochs=self.local_epochs,
+        )
+        size = [len(batch) * (2 if self.view else 1) for batch in batches]
+        index = np.zeros((len(batches), max(size)), np.int64)
+        for row, batch in zip(index, batches, strict=True):
+            own = np.repeat(batch, 2) if self.view else batch
+            row[: len(own)] = own
+        shift, flip = self._augmentation(np.random.default_rng([seed, t, 1 + k, 1]), index.shape)
+        view = None if self.view is None else self.view(np.random.default_rng([seed, t, 1 + k, 2]), index.shape)
+        key = int(np.random.default_rng([seed, t, 1 + k, 3]).integers(1 << 62)) if self.keys else None
+        return Turn(index, size, shift, flip, view, key)
+
+    def _parts(self, seed: int) -> Sequence[np.ndarray]:
+        return self.parts[seed] if isinstance(self.parts, Mapping) else self.parts
+
+    def _augmentation(
+        self, rng: np.random.Generator, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Where each image is cropped, and whether it is mirrored."""
         if self.augment is None:
             return None, None
-        shift, flip = np.full((*shape, 2), PADDING), np.zeros(shape, bool)
-        for rows, own, rng in _own(seeds, t, sizes, stream=1):
-            if "crop" in self.augment:
-                shift[rows, : own[1], : own[2]] = rng.integers(0, 2 * PADDING + 1, (*own, 2))
-            if "flip" in self.augment:
-                flip[rows, : own[1], : own[2]] = rng.random(own) < 0.5
-        return self._there(shift), self._there(flip)
+        crop = "crop" in self.augment
+        shift = rng.integers(0, 2 * PADDING + 1, (*shape, 2)) if crop else np.full((*shape, 2), PADDING)
+        return shift, rng.random(shape) < 0.5 if "flip" in self.augment else np.zeros(shape, bool)
 
-    def _draw_views(
-        self, seeds: Sequence[int], t: int, shape: tuple[int, int, int], sizes: list[list[int]]
-    ) -> Tensor | None:
-        """(R, T, B, 7), how each image of the batches is distorted."""
-        if self.view is None:
+    def _padded(self, arrays: Sequence[np.ndarray | None], T: int, B: int) -> Tensor | None:
+        """(R, T, B, ...), the arrays of R clients one above the other, on the device; None where there is nothing."""
+        first = arrays[0]
+        if first is None:
             return None
-        views = np.zeros((*shape, 7), np.float32)
-        for rows, own, rng in _own(seeds, t, sizes, stream=2):
-            views[rows, : own[1], : own[2]] = self.view(rng, own)
-        return self._there(views)
-
-    def _draw_keys(self, seeds: Sequence[int], t: int, clients: Tensor) -> Tensor | None:
-        """int64 (R,), one for each client's round: a function of seed, round and client, whoever else is drawn."""
-        if not self.keys:
-            return None
-        drawn = [np.random.default_rng([seed, t, 3]).integers(1 << 62, size=len(self.parts)) for seed in seeds]
-        return self._there(np.stack(drawn)).gather(1, clients).flatten()
+        rows = np.zeros((len(arrays), T, B, *first.shape[2:]), first.dtype)
+        for row, array in zip(rows, arrays, strict=True):
+            row[: array.shape[0], : array.shape[1]] = array
+        return self._there(rows)
 
     def _there(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
-
-
-def _own(
-    seeds: Sequence[int], t: int, sizes: list[list[int]], stream: int
-) -> Iterator[tuple[slice, tuple[int, int, int], np.random.Generator]]:
-    """For each run: its rows of the cohort, the shape (K, T, B) it has when alone, and a generator of its own.
-
-    The shape, because other runs of the sweep must not change how many numbers a run draws.
-    """
-    K = len(sizes[0]) // len(seeds)
-    for i, seed in enumerate(seeds):
-        rows = slice(K * i, K * i + K)
-        own = [row[rows] for row in sizes if any(row[rows])]
-        yield rows, (K, len(own), max(map(max, own))), np.random.default_rng([seed, t, stream])
 
 
 def local_batches(
@@ -136,8 +149,8 @@ def local_batches(
 ) -> list[np.ndarray]:
     """The batches of one client in one round, in order.
 
-    A loop that draws from ``np.random.default_rng([seed, t])``, first the cohort, then this for each of its clients in
-    turn, trains on the same images.
+    A loop that draws this for each client k of a cohort, from ``np.random.default_rng([seed, t, 1 + k])``, trains on
+    the same images.
 
     Args:
         images: positions of the client's images in the training set.

@@ -43,6 +43,7 @@ from fedlib.workers import Workers, cores, one_thread, slices
 ENGINES = ("auto", "clients", "stacked")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
 CHUNK = 32  # rows stacked together on a CPU; the same for any number of workers, which then cannot change a bit
+Split = Sequence[Tensor] | Callable[[int], Sequence[Tensor]]  # who holds what; the same for all seeds or not
 SHARE = 16  # rows of a wave take this part of free memory at most: training needs several copies, and activations
 
 
@@ -53,9 +54,10 @@ class Run:
     Attributes:
         config: everything that determines the result.
         history: one line per evaluated round: ``round``, ``loss`` (mean over the local steps of that round's clients),
-            ``accuracy`` (pooled, on the whole test set), ``client_accuracy`` (mean over clients of each one's accuracy
-            on its own test images; NaN without ``test_parts``), ``bytes_down`` and ``bytes_up`` (of that round, all
-            clients together). Accuracies lie in [0, 1].
+            ``validation`` (pooled accuracy on the validation images; NaN without any), ``accuracy`` (pooled, on the
+            whole test set), ``client_accuracy`` (mean over clients of each one's accuracy on its own test images; NaN
+            without ``test_parts``), ``bytes_down`` and ``bytes_up`` (of that round, all clients together). Accuracies
+            lie in [0, 1]. Choices are made by ``validation``.
         clients: DataFrame of each client's accuracy on its own test images, in [0, 1]: one line per evaluated round
             (index ``round``), one column per client (0, 1, ...). Without ``test_parts`` there are no columns, unless
             parts of the network stay on the clients: then each client's network meets the whole test set.
@@ -118,7 +120,7 @@ class Weights:
 def run(
     model: nn.Module | Callable[[], nn.Module],
     data: Data,
-    parts: Sequence[Tensor],
+    parts: Split,
     algorithm: Algorithm | None = None,
     *,
     lr: float,
@@ -135,7 +137,7 @@ def run(
 def sweep(
     model: nn.Module | Callable[[], nn.Module],
     data: Data,
-    parts: Sequence[Tensor],
+    parts: Split,
     algorithm: Algorithm | None = None,
     *,
     rounds: int,
@@ -242,7 +244,8 @@ class Simulation:
             module, whose weights every run then starts from.
         data: what is learned.
         parts: for each client the positions of its images in the training set: 1-D arrays, tensors or lists of whole
-            numbers, or a table (clients, images); see :func:`fedlib.partition.positions`.
+            numbers, or a table (clients, images); see :func:`fedlib.partition.positions`. Or a function of the seed
+            that gives them, so that runs with different seeds differ in the partition too, of as many clients.
         algorithm: a method; FedAvg when left out.
         lr, weight_decay, clip, seed: the values to combine; ``clip`` is the largest norm of a client's gradient (of
             gradient and weight decay together under :func:`fedlib.algorithms.fednar`, whose ``max_norm`` it replaces).
@@ -257,6 +260,8 @@ class Simulation:
         augment: ``"crop"`` (zero padding of 4), ``"flip"``, ``"flip+crop"`` or None; per image.
         normalise: subtract ``data.mean`` and divide by ``data.std``; otherwise images lie in [0, 1].
         test_parts: the same for the test images, for per-client accuracy.
+        val_parts: the same for the validation images (:func:`fedlib.data.hold_out`), where parts of the network stay on
+            the clients; each client's own network is then judged on its own.
         device: default ``"cuda"`` where there is one.
         engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. ``Run.config`` has the choice.
         chunk: rows stacked together; halved, with a warning, when a GPU's memory does not hold their training.
@@ -282,7 +287,7 @@ class Simulation:
         self,
         model: nn.Module | Callable[[], nn.Module],
         data: Data,
-        parts: Sequence[Tensor],
+        parts: Split,
         algorithm: Algorithm | None = None,
         *,
         lr: Sequence[float],
@@ -297,7 +302,8 @@ class Simulation:
         lr_decay: float = 1.0,
         augment: str | None = None,
         normalise: bool = False,
-        test_parts: Sequence[Tensor] | None = None,
+        test_parts: Split | None = None,
+        val_parts: Split | None = None,
         device: str | torch.device | None = None,
         engine: str = "auto",
         chunk: int | None = None,
@@ -307,10 +313,11 @@ class Simulation:
     ):
         self.algorithm = fedavg() if algorithm is None else algorithm
         _check_kinds(model, data, self.algorithm)
-        own, tests = _check_parts(data, parts, test_parts)
         self.axes = _axes(self.algorithm, settings, lr=lr, weight_decay=weight_decay, clip=clip, seed=seed)
         self.settings = _combine(self.algorithm, self.axes)
-        K = len(own) if clients_per_round is None else _cohort(clients_per_round, len(own))
+        self.held = _who_holds(data, self.axes["seed"], parts, test_parts, val_parts)
+        N = len(self.held[self.axes["seed"][0]].train)
+        K = N if clients_per_round is None else _cohort(clients_per_round, N)
         given = {"batch_size": batch_size, "local_steps": local_steps, "local_epochs": local_epochs, "chunk": chunk}
         batch_size, local_steps, local_epochs, chunk, wave, workers = _whole(**given, wave=wave, workers=workers)
         if (local_steps is None) == (local_epochs is None):
@@ -333,8 +340,10 @@ class Simulation:
             )
         self.workers = Workers(_threads(workers, self.device), self.device)
         if self.algorithm.objective.view:
-            _check_views(self.algorithm.name, data, batch_size, [len(p) for p in own], local_steps is None)
-        waves = -(-K // (wave or _fitting(networks[0], self.algorithm, len(self.settings), len(own), self.device)))
+            for held in self.held.values():
+                sizes = [len(part) for part in held.train]
+                _check_views(self.algorithm.name, data, batch_size, sizes, local_steps is None)
+        waves = -(-K // (wave or _fitting(networks[0], self.algorithm, len(self.settings), N, self.device)))
         rows = len(self.settings) * K
         self.config = {
             "algorithm": self.algorithm.name,
@@ -342,9 +351,12 @@ class Simulation:
             "data": data.name,
             "train_images": len(data.x_train),
             "test_images": len(data.x_test),
-            "parts": fingerprint.of_parts(own),
-            "test_parts": fingerprint.of_parts(tests),
-            "clients": len(own),
+            "validation_images": 0 if data.x_val is None else len(data.x_val),
+            **{
+                name: {seed: fingerprint.of_parts(getattr(held, split)) for seed, held in self.held.items()}
+                for name, split in (("parts", "train"), ("test_parts", "test"), ("val_parts", "val"))
+            },
+            "clients": N,
             "clients_per_round": K,
             "batch_size": batch_size,
             "local_steps": local_steps,
@@ -358,15 +370,14 @@ class Simulation:
             "chunk": chunk or (rows if self.device.type == "cuda" else min(rows, CHUNK)),
             "wave": -(-K // waves),
         }
-        self._make_sides(networks, data, own)
-        self.test_parts = None if tests is None else [torch.from_numpy(p).to(self.device) for p in tests]
+        self._make_sides(networks, data)
         self.history: list[list[dict]] = [[] for _ in self.settings]
         self.diverged: list[str | None] = [None] * len(self.settings)
         self.losses = dict.fromkeys(range(len(self.settings)), math.nan)
         self.t, self.seconds = 0, 0.0
         self.evaluated_every: int | None = None  # of a checkpoint that was loaded
 
-    def _make_sides(self, networks: list[nn.Module], data: Data, parts: list[np.ndarray]) -> None:
+    def _make_sides(self, networks: list[nn.Module], data: Data) -> None:
         """Schedule, clients and server of the federations that ``config`` describes."""
         algorithm, config = self.algorithm, self.config
         # A copy, because rounds change its stage and a caller's function may give a network it still needs.
@@ -374,7 +385,8 @@ class Simulation:
         if not self.probe.channels_last:
             # Convolutions look at the strides of a single channel too, which contiguous() leaves as they are.
             lie = partial(_lying, channels_last=False) if convolutional(self.net) else Tensor.contiguous
-            self.data = replace(self.data, x_train=lie(self.data.x_train), x_test=lie(self.data.x_test))
+            images = {name: getattr(self.data, name) for name in ("x_train", "x_test", "x_val")}
+            self.data = replace(self.data, **{name: lie(x) for name, x in images.items() if x is not None})
         self.layout = Layout(self.net)
         pairs = zip(*(self.layout.read(net) for net in networks), strict=True)
         w, buffers = (torch.stack(some).to(self.device) for some in pairs)
@@ -396,16 +408,27 @@ class Simulation:
             draws=self.probe.draws,
             channels_last=self.probe.channels_last,
         )
-        counts = [torch.bincount(data.y_train[torch.from_numpy(p)].cpu(), minlength=data.num_classes) for p in parts]
-        counts = torch.stack(counts).to(self.device, w.dtype)
+        labels = data.y_train.cpu()
+        of_seed = {
+            seed: torch.stack([labels[torch.from_numpy(p)].bincount(minlength=data.num_classes) for p in held.train])
+            for seed, held in self.held.items()
+        }
+        counts = torch.stack([of_seed[s["seed"]] for s in self.settings]).to(self.device, w.dtype)
+        self.own = {
+            seed: {
+                split: None if parts is None else [torch.from_numpy(p).to(self.device) for p in parts]
+                for split, parts in (("test", held.test), ("val", held.val))
+            }
+            for seed, held in self.held.items()
+        }
         self.clients = Clients(
             trainer, algorithm, counts, w, buffers, self.settings, self.stages(0), config["lr_decay"]
         )
         own = [{name: s[name] for name in algorithm.numbers} for s in self.settings]
-        self.server = Server(algorithm.server, w, buffers, own, len(parts), algorithm.shared)
+        self.server = Server(algorithm.server, w, buffers, own, config["clients"], algorithm.shared)
         drawn = ("clients_per_round", "batch_size", "local_steps", "local_epochs", "augment")
         self.schedule = Schedule(
-            parts,
+            {seed: held.train for seed, held in self.held.items()},
             **{name: config[name] for name in drawn},
             view=algorithm.objective.view,
             device=self.device,
@@ -437,7 +460,8 @@ class Simulation:
             self.clients.enter(stage)
             clients, batches = self.schedule.draw([self.settings[s]["seed"] for s in began], self.t)
             totals, kept = Totals.none(down.w, down.buffers), Kept()
-            examples = self.clients.sizes[clients].sum(dim=1, keepdim=True)
+            sizes = self.clients.sizes[torch.tensor(began, device=self.device)]
+            examples = sizes.gather(1, clients).sum(dim=1, keepdim=True)
             rows = torch.arange(clients.numel()).view(clients.shape)
             for some in slices(clients.shape[1], self.config["wave"]):
                 here = [i for i, s in enumerate(began) if self.diverged[s] is None]  # not in an earlier wave either
@@ -468,8 +492,8 @@ class Simulation:
         if fine.any():
             if not fine.all():
                 runs, examples, up = runs[fine], examples[fine], up.take(fine)
-            collect = self.algorithm.server.collect
-            more = Totals.of(up, down, runs, examples, self.clients.sizes.sum(), collect, self.workers)
+            collect, everybody = self.algorithm.server.collect, self.clients.sizes[runs].sum(dim=1, keepdim=True)
+            more = Totals.of(up, down, runs, examples, everybody, collect, self.workers)
             totals.add(more, runs)
         return kept
 
@@ -512,16 +536,18 @@ class Simulation:
             down, up = (4 * self.config["clients_per_round"] * numbers for numbers in moved)
             net = stage(copy.deepcopy(self.net)).to(self.device).eval()
             for s in self.live:
-                pooled, by_client = (
-                    self._accuracies(net, s, w[s]) if self.algorithm.objective.labels else (math.nan, [])
-                )
-                if self.algorithm.objective.labels and math.isnan(sum([pooled, *by_client])):
-                    self._end(s, "the outputs of the network", "on test images", self.t)
-                    continue
+                if not self.algorithm.objective.labels:
+                    (valid, _), (pooled, by_client) = (math.nan, []), (math.nan, [])
+                else:
+                    valid, _ = self._accuracies(net, s, w[s], "val")
+                    pooled, by_client = self._accuracies(net, s, w[s], "test")
+                    if math.isnan(sum([pooled, *by_client])) or math.isnan(valid) and self.data.x_val is not None:
+                        self._end(s, "the outputs of the network", "on test images", self.t)
+                        continue
                 mean = sum(by_client) / len(by_client) if by_client else math.nan
                 self.history[s].append({
-                    "round": self.t, "loss": self.losses[s], "accuracy": pooled, "client_accuracy": mean,
-                    "bytes_down": down, "bytes_up": up, "clients": by_client,
+                    "round": self.t, "loss": self.losses[s], "validation": valid, "accuracy": pooled,
+                    "client_accuracy": mean, "bytes_down": down, "bytes_up": up, "clients": by_client,
                 })  # fmt: skip
 
     @property
@@ -529,27 +555,29 @@ class Simulation:
         """The stage of the last round: what was frozen, which blocks were there."""
         return self.stages(max(self.t - 1, 0))
 
-    def _accuracies(self, net: nn.Module, s: int, w: Tensor) -> tuple[float, list[float]]:
-        """Pooled accuracy, and each client's own.
+    def _accuracies(self, net: nn.Module, s: int, w: Tensor, split: str) -> tuple[float, list[float]]:
+        """Pooled accuracy on the images of a split, ``"test"`` or ``"val"``, and each client's own; NaN without images.
 
         Where parts of the network stay on the clients there is no global model: each client's own network is judged
-        on its own test images (on the whole test set without ``test_parts``), and the pooled accuracy counts those.
+        on its own images (on all of the split where nobody has its own), and the pooled accuracy counts those.
         """
-        buffers = self.server.buffers[s]
+        if getattr(self.data, f"x_{split}") is None:
+            return math.nan, []
+        buffers, own = self.server.buffers[s], self.own[self.settings[s]["seed"]][split]
         if not self.clients.personal:
-            right = self._correct(net, w, buffers)
-            return right.mean().item(), [right[p].mean().item() for p in self.test_parts or ()]
-        tests = self.test_parts or [None] * self.config["clients"]
-        rights = [self._correct(net, *self.clients.row(s, k, w, buffers), index) for k, index in enumerate(tests)]
+            right = self._correct(net, w, buffers, split)
+            return right.mean().item(), [right[p].mean().item() for p in own or ()]
+        index = own or [None] * self.config["clients"]
+        rights = [self._correct(net, *self.clients.row(s, k, w, buffers), split, some) for k, some in enumerate(index)]
         return torch.cat(rights).mean().item(), [r.mean().item() for r in rights]
 
-    def _correct(self, net: nn.Module, w: Tensor, buffers: Tensor, index: Tensor | None = None) -> Tensor:
-        """(N,), 1.0 for each test image that the network classifies correctly with the weights of row ``w``.
+    def _correct(self, net: nn.Module, w: Tensor, buffers: Tensor, split: str, index: Tensor | None = None) -> Tensor:
+        """(N,), 1.0 for each image of a split that the network classifies correctly with the weights of row ``w``.
 
         NaN where its outputs overflow: the largest of them means nothing then, and would be class 0.
         """
         self.layout.bind(net, w, buffers)
-        x, y = self.data.x_test, self.data.y_test
+        x, y = getattr(self.data, f"x_{split}"), getattr(self.data, f"y_{split}")
         x, y = (x, y) if index is None else (x[index], y[index])
 
         def predict(images: Tensor) -> Tensor:
@@ -571,7 +599,7 @@ class Simulation:
 
     def runs(self) -> list[Run]:
         """The runs as they stand."""
-        columns = ["round", "loss", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
+        columns = ["round", "loss", "validation", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
         # Only what a model needs: a Run that is kept must not keep the data and every client's row with it.
         stage, server, clients = self.stage, self.server, self.clients
         net = stage(copy.deepcopy(self.net)).cpu()
@@ -584,7 +612,7 @@ class Simulation:
 
         return [
             Run(
-                {**self.config, **{name: own[name] for name in self.axes}, "settings": self._settings_of(own)},
+                {**self._config_of(own), **{name: own[name] for name in self.axes}, "settings": self._settings_of(own)},
                 pd.DataFrame(self.history[s], columns=columns),
                 by_client(self.history[s]),
                 self.diverged[s],
@@ -593,6 +621,11 @@ class Simulation:
             )
             for s, own in enumerate(self.settings)
         ]
+
+    def _config_of(self, own: Mapping) -> dict:
+        """What one run has in common with the others, and its own partition."""
+        splits = {name: self.config[name][own["seed"]] for name in ("parts", "test_parts", "val_parts")}
+        return {**self.config, **splits}
 
     def _settings_of(self, own: Mapping) -> dict:
         """The method's settings in one run."""
@@ -746,25 +779,55 @@ def _check_kinds(model: object, data: object, algorithm: object) -> None:
         raise ValueError(f"model must be a function without arguments, got {model!r}: {error}") from error
 
 
-def _check_parts(
-    data: Data, parts: Iterable, test_parts: Iterable | None
-) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+@dataclass
+class Held:
+    """Who holds what under one seed: positions of each client's images; None where a split has none of its own."""
+
+    train: list[np.ndarray]
+    test: list[np.ndarray] | None
+    val: list[np.ndarray] | None
+
+
+def _who_holds(
+    data: Data, seeds: Sequence[int], parts: Split, test_parts: Split | None, val_parts: Split | None
+) -> dict[int, Held]:
+    """seed -> who holds what."""
+    if val_parts is not None and data.x_val is None:
+        raise ValueError(f"val_parts needs validation images, and {data.name!r} has none; see fl.data.hold_out")
+    given = {"parts": parts, "test_parts": test_parts, "val_parts": val_parts}
+    if not any(map(callable, given.values())):
+        return dict.fromkeys(seeds, _check_parts(data, given))
+    found: dict[int, Held] = {}
+    for seed in dict.fromkeys(seeds):
+        found[seed] = _check_parts(
+            data, {name: split(seed) if callable(split) else split for name, split in given.items()}
+        )
+    sizes = {seed: len(held.train) for seed, held in found.items()}
+    if len({*sizes.values()}) > 1:
+        raise ValueError(f"parts must give the same number of clients for every seed, got {sizes}")
+    return found
+
+
+def _check_parts(data: Data, given: Mapping[str, Any]) -> Held:
     """The clients' images as arrays; refused where a client has none."""
-    found = {"parts": positions("parts", parts, len(data.x_train))}
+    splits = {"parts": "train", "test_parts": "test", "val_parts": "val"}
+    found = {
+        name: positions(name, split, len(getattr(data, f"x_{splits[name]}")))
+        for name, split in given.items()
+        if split is not None or name == "parts"
+    }
     if not found["parts"]:
         raise ValueError("parts must hold the images of at least one client, got none")
-    if test_parts is not None:
-        found["test_parts"] = positions("test_parts", test_parts, len(data.x_test))
-        got, wanted = len(found["test_parts"]), len(found["parts"])
-        if got != wanted:
-            raise ValueError(f"test_parts must hold one index tensor per client, got {got} for {wanted} clients")
     for name, split in found.items():
+        got, wanted = len(split), len(found["parts"])
+        if got != wanted:
+            raise ValueError(f"{name} must hold one index tensor per client, got {got} for {wanted} clients")
         for k, part in enumerate(split):
             if not len(part):
                 raise ValueError(f"{name} leaves client {k} without images")
-    if test_parts is not None and data.domains:
+    if "test_parts" in found and data.domains:
         _warn_of_mixed_domains(data, found["parts"], found["test_parts"])
-    return found["parts"], found.get("test_parts")
+    return Held(found["parts"], found.get("test_parts"), found.get("val_parts"))
 
 
 def _warn_of_mixed_domains(data: Data, parts: list[np.ndarray], test_parts: list[np.ndarray]) -> None:
@@ -781,7 +844,7 @@ def _warn_of_mixed_domains(data: Data, parts: list[np.ndarray], test_parts: list
             f"test_parts tests {len(strange)} of {len(parts)} clients on domains that they do not train on (client "
             f"{strange[0]} on {foreign!r}); for clients that are tested on their own, take "
             "fl.partition.by_domain(data.domain_test, ...), or fl.partition.like with domains",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

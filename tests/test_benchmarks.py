@@ -124,6 +124,7 @@ def test_the_schedule_is_what_fedlib_draws(peers):
         rng = np.random.default_rng([5, t])
         assert list(cohorts[t]) == sorted(rng.choice(3, 2, replace=False))
         for slot, k in enumerate(cohorts[t]):
+            rng = np.random.default_rng([5, t, 1 + k])
             batches = fl.schedule.local_batches(rng, parts[k], 4, local_epochs=1)
             assert [len(b) for b in batches] == [n for n in size[t, slot] if n]
             for step, batch in enumerate(batches):

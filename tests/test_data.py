@@ -971,3 +971,82 @@ def test_real_mnist_from_raw_files(needs_data, tmp_path):
         assert d.y_train[:5].tolist() == [5, 0, 4, 1, 9]
         np.testing.assert_allclose((d.mean[0], d.std[0]), (0.1307, 0.3081), atol=1e-4)
     assert (tmp_path / "mnist.npz").is_file()
+
+
+# --- validation images ----------------------------------------------------------------------------------------------
+
+
+@quick
+@given(st.floats(0.01, 0.99), st.integers(0, 5))
+def test_every_class_of_every_domain_gives_the_same_share(share, seed):
+    rng = np.random.default_rng(seed)
+    y, domain = rng.integers(0, 3, 90), rng.integers(0, 2, 90)
+    x = np.arange(90, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)  # every image is another one
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = data.from_arrays("t", x, y, x, y, domains=("a", "b"), domain_train=domain, domain_test=domain)
+    d = data.hold_out(whole, share, seed)
+    again, other = data.hold_out(whole, share, seed), data.hold_out(whole, share, seed + 1)
+    assert torch.equal(d.x_val, again.x_val) and torch.equal(d.x_train, again.x_train)
+    both = torch.cat([d.x_train, d.x_val])[:, 0, 0, 0]
+    assert sorted(both.tolist()) == list(range(90))  # none lost, none twice
+    assert torch.equal(d.x_test, whole.x_test) and d.classes == whole.classes
+    differs = not torch.equal(other.x_val, d.x_val)
+    assert differs or len(d.y_val) <= 6 or len(d.y_train) <= 6
+    for split in ("train", "val"):
+        ids = getattr(d, f"x_{split}")[:, 0, 0, 0].numpy()
+        assert (np.diff(ids) > 0).all()  # in their order
+        np.testing.assert_array_equal(getattr(d, f"y_{split}"), y[ids])
+        np.testing.assert_array_equal(getattr(d, f"domain_{split}"), domain[ids])
+    for c in range(3):
+        for k in range(2):
+            n = int(((y == c) & (domain == k)).sum())
+            assert int(((d.y_val == c) & (d.domain_val == k)).sum()) == min(max(1, round(share * n)), n - 1)
+
+
+def test_what_is_held_out_moves_to_a_device_and_is_told():
+    d = data.hold_out(data.load("digits"), 0.25)
+    assert "training, 359 validation and 359 test images" in repr(d) or ", 360 validation" in repr(d), repr(d)
+    assert d.to("cpu").y_val is not None
+    pixels = d.x_train.double() / 255
+    assert d.mean == pytest.approx([pixels.mean().item()]) and d.std == pytest.approx([pixels.std(correction=0).item()])
+    assert d.mean != data.load("digits").mean
+
+
+def test_a_text_gives_its_last_windows_and_leaves_out_one():
+    text = data.load("shakespeare_excerpt")
+    d = data.hold_out(text, 0.2)
+    for k in range(len(text.domains)):
+        whole = text.x_train[text.domain_train == k]
+        first, last = d.x_train[d.domain_train == k], d.x_val[d.domain_val == k]
+        assert torch.equal(torch.cat([first, whole[len(first) : len(first) + 1], last]), whole)
+        assert len(last) == round(0.2 * len(whole))
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, True, None, "0.2", float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match="share must lie between 0 and 1, got"):
+        data.hold_out(data.load("digits"), share)
+
+
+def test_too_few_images_or_twice_is_refused():
+    d = data.load("digits")
+    with pytest.raises(ValueError, match=r"'digits' has \d+ validation images already"):
+        data.hold_out(data.hold_out(d))
+    rare = data.from_arrays("rare", **arrays() | {"y_train": np.array([0] * 6 + [1] * 5 + [2])})
+    with pytest.raises(ValueError, match=r"'rare' has 1 training example\(s\) of class '2': too few to hold any out"):
+        data.hold_out(rare)
+
+
+def test_validation_images_come_from_what_is_left_over():
+    d = data.load("digits")
+    part = data.some(d, 300, 50, seed=3, validation=100)
+    plain = data.some(d, 300, 50, seed=3)
+    assert torch.equal(part.x_train, plain.x_train) and torch.equal(part.x_test, plain.x_test) and plain.y_val is None
+    assert len(part.y_val) == 100
+    order = torch.randperm(len(d.y_train), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(part.x_val, d.x_train[order[300:400]]) and torch.equal(part.y_val, d.y_train[order[300:400]])
+    with pytest.raises(ValueError, match="validation must be at most 1138, .* left over, got 1139; fl.data.hold_out"):
+        data.some(d, 300, validation=1139)
+    with pytest.raises(ValueError, match="validation takes what `images` leaves over"):
+        data.some(d, validation=5)

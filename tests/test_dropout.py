@@ -174,14 +174,15 @@ def test_the_masks_are_those_of_seed_round_client_and_step(data, parts):
     layers = D.keyed(net)
     w = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
     for t in range(2):
-        rng, keys = np.random.default_rng([7, t]), np.random.default_rng([7, t, 3]).integers(1 << 62, size=5)
-        clients, total = np.sort(rng.choice(5, 3, replace=False)), 0
+        clients, total = np.sort(np.random.default_rng([7, t]).choice(5, 3, replace=False)), 0
         everything = sum(len(parts[k]) for k in clients)
         for k in clients:
             torch.nn.utils.vector_to_parameters(w.clone(), net.parameters())
+            key = torch.tensor(np.random.default_rng([7, t, 1 + k, 3]).integers(1 << 62))
+            rng = np.random.default_rng([7, t, 1 + k])
             batches = fl.schedule.local_batches(rng, parts[k].numpy(), 8, local_steps=3)
             for step, index in enumerate(batches):
-                D.turn(layers, torch.tensor(keys[k]), step)
+                D.turn(layers, key, step)
                 loss = F.cross_entropy(
                     net(fl.data.prepare(data.x_train[index], dtype=torch.float64)), data.y_train[index]
                 )

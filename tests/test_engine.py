@@ -82,6 +82,11 @@ def everything(module: nn.Module) -> torch.Tensor:
     return torch.cat([t.detach().flatten() for t in (*module.parameters(), *module.buffers())])
 
 
+def stream(t: int, k: int) -> np.random.Generator:
+    """Of the batches of client k in round t."""
+    return np.random.default_rng([SEED, t, 1 + k])
+
+
 def vector(module: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
 
@@ -122,7 +127,7 @@ def plain_loop(
         buffers = {name: torch.zeros_like(b) for name, b in server.named_buffers()}
         for k in cohort:
             client = copy.deepcopy(server).train()
-            batches = schedule.local_batches(rng, parts[k].numpy(), BATCH, **work)
+            batches = schedule.local_batches(stream(t, k), parts[k].numpy(), BATCH, **work)
             for batch in batches:
                 client.zero_grad()
                 loss = F.cross_entropy(client(x[batch]), data.y_train[batch])
@@ -510,9 +515,10 @@ def test_a_text_trains_alike_in_both_engines_and_in_a_plain_loop(method):
     if method == "fedavg":
         server = start().double()
         for t in range(2):
-            rng, rows = np.random.default_rng([0, t]), []
-            for part in parts:
+            rows = []
+            for k, part in enumerate(parts):
                 client = copy.deepcopy(server)
+                rng = np.random.default_rng([0, t, 1 + k])
                 for batch in schedule.local_batches(rng, part.numpy(), 5, local_steps=3):
                     client.zero_grad()
                     l2 = sum(p.square().sum() for p in client.parameters())
@@ -531,10 +537,9 @@ def test_fedbn_keeps_batch_norm_at_home(data, parts):
     own = [copy.deepcopy(net("batch")).double().train() for _ in range(N)]
     x = data.x_train.double() / 255
     for t in range(ROUNDS):
-        rng = np.random.default_rng([SEED, t])
         for k in range(N):
             sgd = torch.optim.SGD(own[k].parameters(), lr=0.1)
-            for batch in schedule.local_batches(rng, parts[k].numpy(), BATCH, local_steps=3):
+            for batch in schedule.local_batches(stream(t, k), parts[k].numpy(), BATCH, local_steps=3):
                 sgd.zero_grad()
                 F.cross_entropy(own[k](x[batch]), data.y_train[batch]).backward()
                 sgd.step()
@@ -581,7 +586,7 @@ def loop_with_local_state(
             own[k].train()
             own[k].body[1].train(t < frozen_after)
             sgd = torch.optim.SGD(own[k].parameters(), lr=0.1)
-            for batch in schedule.local_batches(rng, parts[k].numpy(), BATCH, local_steps=3):
+            for batch in schedule.local_batches(stream(t, k), parts[k].numpy(), BATCH, local_steps=3):
                 sgd.zero_grad()
                 F.cross_entropy(own[k](x[batch]), data.y_train[batch]).backward()
                 sgd.step()
@@ -651,11 +656,10 @@ def test_fixbn_trains_with_the_statistics_of_the_round_it_was_told(data, parts, 
 
 def test_standalone_clients_are_runs_of_their_own(data, parts):
     together = fed(data, parts, "standalone", "layer", local_epochs=1, rounds=1)
-    rng = np.random.default_rng([SEED, 0])
     for k, part in enumerate(parts):
         alone = net("layer").double().train()
         sgd = torch.optim.SGD(alone.parameters(), lr=0.1)
-        for batch in schedule.local_batches(rng, part.numpy(), BATCH, local_epochs=1):
+        for batch in schedule.local_batches(stream(0, k), part.numpy(), BATCH, local_epochs=1):
             sgd.zero_grad()
             F.cross_entropy(alone(data.x_train[batch].double() / 255), data.y_train[batch]).backward()
             sgd.step()
@@ -685,10 +689,10 @@ def fedwon_loop(data: Data, parts: list, agc: float | None, standardised: bool) 
     server = WSNet().double()
     x = data.x_train.double() / 255
     for t in range(ROUNDS):
-        rng, states = np.random.default_rng([SEED, t]), []
+        states = []
         for k in range(N):
             client = copy.deepcopy(server)
-            for batch in schedule.local_batches(rng, parts[k].numpy(), BATCH, local_epochs=2):
+            for batch in schedule.local_batches(stream(t, k), parts[k].numpy(), BATCH, local_epochs=2):
                 client.zero_grad()
                 F.cross_entropy(client(x[batch]), data.y_train[batch]).backward()
                 with torch.no_grad():
@@ -940,10 +944,9 @@ def test_loss_is_the_mean_over_steps_and_clients(data, parts):
     """A learning rate too small to move anything leaves the loss of the initial network."""
     run = fed(data, parts, lr=1e-12, rounds=1, local_epochs=1)
     x, start = data.x_train.double() / 255, net().double()
-    batches = [b for p in parts for b in [p]]
-    expected, rng = 0.0, np.random.default_rng([SEED, 0])
-    for part in batches:
-        steps = schedule.local_batches(rng, part.numpy(), BATCH, local_epochs=1)
+    expected = 0.0
+    for k, part in enumerate(parts):
+        steps = schedule.local_batches(stream(0, k), part.numpy(), BATCH, local_epochs=1)
         losses = [F.cross_entropy(start(x[b]), data.y_train[b]).item() for b in steps]
         expected += len(part) / sum(SIZES) * np.mean(losses)
     assert run.history["loss"].iloc[0] == pytest.approx(expected, rel=1e-8)

@@ -162,9 +162,15 @@ def plain_loop(
 
         rng = np.random.default_rng([SEED, t])
         chosen = np.arange(len(parts)) if K == len(parts) else np.sort(rng.choice(len(parts), K, replace=False))
-        batches = [schedule.local_batches(rng, parts[k].numpy(), BATCH, **work) for k in chosen]
-        shape = (K, max(map(len, batches)), 2 * max(len(b) for own in batches for b in own))
-        views = torch.from_numpy(simclr().objective.view(np.random.default_rng([SEED, t, 2]), shape))
+        streams = [np.random.default_rng([SEED, t, 1 + k]) for k in chosen]
+        batches = [
+            schedule.local_batches(own, parts[k].numpy(), BATCH, **work) for own, k in zip(streams, chosen, strict=True)
+        ]
+        views = []
+        for k, own in zip(chosen, batches, strict=True):
+            shape = (len(own), 2 * max(map(len, own)))
+            drawn = simclr().objective.view(np.random.default_rng([SEED, t, 1 + k, 2]), shape)
+            views.append(torch.from_numpy(drawn).float())
         before = [p.detach().clone() for p in learning(server)]
         delta, total_images = [torch.zeros_like(p) for p in before], sum(len(parts[k]) for k in chosen)
         for i, k in enumerate(chosen):
@@ -173,7 +179,7 @@ def plain_loop(
             sgd = torch.optim.SGD(own, lr=lr, weight_decay=0.0 if method == "fednar" else weight_decay)
             for step, batch in enumerate(batches[i]):
                 twice = torch.from_numpy(batch).repeat_interleave(2)
-                loss = loss_of_views(forward(client, data.distort(x[twice], views[i, step, : len(twice)])), TAU)
+                loss = loss_of_views(forward(client, data.distort(x[twice], views[i][step, : len(twice)])), TAU)
                 if method == "fednar":
                     loss = loss + weight_decay / 2 * sum(p.square().sum() for p in own)
                 if method == "fedprox":

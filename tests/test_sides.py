@@ -224,7 +224,7 @@ def test_a_client_may_keep_its_weights_as_they_are(data, parts, engine):
     )
     before = sim.server.w.clone()
     sim.step()
-    p = (sim.clients.sizes / sim.clients.sizes.sum())[:, None]
+    p = (sim.clients.sizes[0] / sim.clients.sizes.sum())[:, None]
     assert (before - sim.server.w).abs().max() > 1e-3
     torch.testing.assert_close((p * sim.clients.memory["last"][0]).sum(dim=0), sim.server.w[0])
 
@@ -245,7 +245,7 @@ def test_a_lost_client_leaves_the_mean_of_those_that_came(data, parts, method):
 
     sim, few = start(), start()
     runs, clients, batches = drawn(sim)
-    down, sizes = sim.server.begin(0), sim.clients.sizes
+    down, sizes = sim.server.begin(0), sim.clients.sizes[0]
     up, _, _ = sim.clients.train(runs, clients[:, :4], batches.take(torch.arange(4)), down)
     down, everybody = replace(down, w=down.w.clone()), sizes.sum()
     for one, cohort in ((sim, sizes.sum()), (few, sizes[:4].sum())):
