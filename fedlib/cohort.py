@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fedlib.data import augment, distort, prepare
 from fedlib.dropout import keyed, mixed, own_generator, turn
+from fedlib.fused import Rate, arm
 from fedlib.workers import Workers, slices
 
 STREAMS = 10  # of a GPU that clients are spread over
@@ -324,6 +325,7 @@ class _LocalLoss(nn.Module):
     def __init__(self, net: nn.Module, loss: Loss):
         super().__init__()
         self.net, self.loss, self.dropout = net, loss, keyed(net)
+        self.rate, self.fused = Rate(), frozenset()  # of dense layers that step by themselves: see Trainer
 
     def forward(self, x: Tensor, y: Tensor, told: dict[str, Tensor], key: Tensor | None, step: int) -> Tensor:
         if key is not None:
@@ -337,7 +339,8 @@ class Trainer:
     Args:
         net: the network; copied, its weights are not used.
         loss: ``loss(net, x, y, told) -> scalar``, what one client minimises on one batch; see :attr:`Local.told`.
-        direction: row transformations applied in turn to the gradients G (R, P); a step is ``W -= lr * G``.
+        direction: row transformations applied in turn to the gradients G (R, P); a step is ``W -= lr * G``. None of
+            them: plain SGD, ``W -= lr * (G + weight_decay * W)``.
         images: uint8 (N, C, H, W), stored N,H,W,C, or the windows (N, L) of a text; ``labels`` int64 (N,).
         normalisation: (mean, std) per channel, or None to leave images in [0, 1].
         padding: of the random crop, in pixels, when ``Batches.shift`` is given.
@@ -349,6 +352,8 @@ class Trainer:
         draws: the network draws random numbers that are not dropout's. Engine "clients" with one worker then gives the
             global generators a state of their own for each row.
         channels_last: whether images lie as N,H,W,C in memory; default: where the network has convolutions.
+        fused: names of dense layers that take the steps of plain SGD by themselves, client by client on a CPU; see
+            :func:`fedlib.fused.fitting`.
     """
 
     def __init__(
@@ -367,6 +372,7 @@ class Trainer:
         autocast: torch.dtype | None = None,
         draws: bool = False,
         channels_last: bool | None = None,
+        fused: Collection[str] = (),
     ):
         self.layout = Layout(net)
         self.direction = tuple(direction)
@@ -384,6 +390,9 @@ class Trainer:
         self.workers = workers or Workers(device=images.device)
         # One module a worker: binding a module to a row changes the module, so threads must not share one.
         self.losses = [_LocalLoss(copy.deepcopy(net).train(), loss) for _ in range(self.workers.count)]
+        if engine == "clients" and not self.direction and not images.is_cuda and autocast is None:
+            for loss_of in self.losses:
+                loss_of.fused = arm(loss_of.net, fused, loss_of.rate)
         self.streams = [torch.cuda.Stream() for _ in range(STREAMS)] if images.is_cuda else []
         self.draws = draws
         # Without capture a GPU runs every operation as it comes; a graph would replay the generator's state.
@@ -524,6 +533,9 @@ class Trainer:
         return own_generator(int(mixed(key, step)), self.images.device)
 
     def _step(self, G: Tensor, W: Tensor, local: Local) -> None:
+        if not self.direction and "weight_decay" in local.numbers:
+            G = G + local["weight_decay"] * W
+            G = G if self.frozen is None else G.masked_fill(self.frozen, 0)
         for transform in self.direction:
             G = transform(G, W, local)
             if self.frozen is not None:  # at once, so that what stands still counts in no later transform's norm
@@ -543,24 +555,29 @@ class Trainer:
         r, row, local = rows.start, W[rows], local.take(rows)
         parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
         learning: list[Tensor] = [p for p in parameters if p.requires_grad]
-        lr = None if W.is_cuda else local["lr"].item()  # a number is faster, but would wait for the GPU
+        rate = self._rate(local)
+        loss_of.rate.lr, loss_of.rate.decay = (None, 0.0) if W.is_cuda else rate
         told, total = {name: value[0] for name, value in local.told.items()}, 0.0
         key = None if batches.key is None else batches.key[r]
         for step, (x, y) in enumerate(self._client_batches(batches, r)):
             with self.precision(), self._generator(key, step):
                 loss = loss_of(x, y, told, key, step)
-            gradients = torch.autograd.grad(loss, learning, allow_unused=True, materialize_grads=True)
+            # A dense layer that has stepped by itself has no gradient.
+            gradients = torch.autograd.grad(loss, learning, allow_unused=True)
             total = total + loss.detach()
             if not self.direction:
-                with torch.no_grad():
-                    if lr is None:
-                        torch._foreach_add_(learning, torch._foreach_mul(gradients, -local["lr"][0, 0]))
-                    else:
-                        torch._foreach_add_(learning, gradients, alpha=-lr)
+                _descend(learning, gradients, rate, loss_of.fused)
             else:
                 gradients = _with_zeros(gradients, parameters)
                 self._step(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), row, local)
         losses[r] = total
+
+    @staticmethod
+    def _rate(local: Local) -> tuple[Any, Any]:
+        """Learning rate and weight decay of one client: tensors on a GPU, which numbers would make it wait for."""
+        lr = local["lr"][0, 0]
+        decay = local["weight_decay"][0, 0] if "weight_decay" in local.numbers else torch.zeros_like(lr)
+        return (lr, decay) if lr.is_cuda else (lr.item(), decay.item())
 
     def _train_stacked(
         self,
@@ -676,10 +693,32 @@ class Graphs:
         return graph
 
 
-def _with_zeros(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of the parameters that learn, with zeros in the places of those that do not."""
+def _descend(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], rate: tuple[Any, Any], fused: Collection[Tensor]
+) -> None:
+    """A step of plain SGD of all parameters but those that have taken it by themselves; unused ones only decay."""
+    lr, decay = rate
+    some = [p for p in parameters if p not in fused]
+    own = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True) if p not in fused
+    ]
+    if not some:
+        return
+    with torch.no_grad():
+        if isinstance(lr, Tensor):
+            torch._foreach_mul_(some, 1 - lr * decay)
+            torch._foreach_add_(some, torch._foreach_mul(own, -lr))
+        else:
+            if decay:
+                torch._foreach_mul_(some, 1 - lr * decay)
+            torch._foreach_add_(some, own, alpha=-lr)
+
+
+def _with_zeros(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the parameters that learn, with zeros in the places of those that do not, or are not used."""
     rest = iter(gradients)
-    return [next(rest) if p.requires_grad else torch.zeros_like(p) for p in parameters]
+    own = [next(rest) if p.requires_grad else None for p in parameters]
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(own, parameters, strict=True)]
 
 
 def _leaves(record: Batches | Local) -> list[Tensor]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fedlib import checkpoint as checkpoints
-from fedlib import checks, fingerprint
+from fedlib import checks, fingerprint, fused
 from fedlib import workers as cpu
 from fedlib.algorithms import Algorithm, check_setting, clip, decay, fedavg
 from fedlib.client import Clients, Kept
@@ -393,10 +393,11 @@ class Simulation:
         self.start = fingerprint.of_weights(map(torch.cat, zip(w, buffers, strict=True)))
         self.stages = Stages(self.net, algorithm.travels, self.device)
         self.normalisation = (data.mean, data.std) if config["normalise"] else None
+        direction = self._direction()
         trainer = Trainer(
             self.net,
             algorithm.objective.loss,
-            self._direction(),
+            direction,
             images=self.data.x_train,
             labels=self.data.y_train,
             normalisation=self.normalisation,
@@ -407,6 +408,7 @@ class Simulation:
             autocast=torch.bfloat16 if config["precision"] == "bf16" else None,
             draws=self.probe.draws,
             channels_last=self.probe.channels_last,
+            fused=() if direction else self._fused(),
         )
         labels = data.y_train.cpu()
         of_seed = {
@@ -435,10 +437,23 @@ class Simulation:
             keys=self.probe.draws or self.probe.dropout,
         )
 
+    def _fused(self) -> list[str]:
+        """The dense layers that can take a step of plain SGD inside their backward pass."""
+        elsewhere = (
+            self.config["engine"] != "clients" or self.device.type != "cpu" or self.config["precision"] == "bf16"
+        )
+        if elsewhere or self.probe.draws or self.probe.dropout:
+            return []
+        x, y = self.data.x_train[[0, -1]].cpu(), self.data.y_train[[0, -1]].cpu()
+        held = torch.ones(self.data.num_classes, dtype=torch.float64)
+        with one_thread(x.device):
+            return fused.fitting(self.net, partial(_loss, self.algorithm, held), prepare(x, dtype=torch.float64), y)
+
     def _direction(self) -> tuple:
         """The row transformations of a step without those that would do nothing: without any, a step is faster."""
         unused = [f for f, name in ((clip, "clip"), (decay, "weight_decay")) if not any(s[name] for s in self.settings)]
-        return tuple(f for f in (*self.algorithm.correct, *self.algorithm.step) if f not in unused)
+        used = tuple(f for f in (*self.algorithm.correct, *self.algorithm.step) if f not in unused)
+        return () if used == (decay,) else used  # plain SGD knows weight decay
 
     @property
     def live(self) -> list[int]:
@@ -883,6 +898,11 @@ def _device(wanted: str | torch.device | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {wanted!r} was asked for, but torch finds no CUDA GPU here; leave it out for the CPU")
     return device
+
+
+def _loss(algorithm: Algorithm, held: Tensor, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of a client that holds ``held`` images of each class."""
+    return algorithm.loss(net, x, y, held)
 
 
 def _networks(model: nn.Module | Callable[[], nn.Module], seeds: list[int], dtype: torch.dtype) -> list[nn.Module]:
