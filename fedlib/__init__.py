@@ -12,6 +12,7 @@ Each module answers one question::
     server       the other side                   checkpoint   a federation on disk
     simulate     the rounds                       tuning       every method at its best
     measure      what we look at                  parallel     trainings side by side
+    experiment   a table of runs, each tuned
 
 The book needs more, in ``fedlib.book``, which ``pip install "fedlib[book]"`` brings the packages for. It is loaded on
 first use, so that ``import fedlib`` stays light::
@@ -37,6 +38,7 @@ from fedlib import (
     cohort,
     data,
     domains,
+    experiment,
     measure,
     messages,
     models,
@@ -49,10 +51,12 @@ from fedlib import (
     tuning,
     workers,
 )
+from fedlib.experiment import Plan
 from fedlib.parallel import side_by_side
 from fedlib.simulate import Run, Simulation, run, sweep
 
 __all__ = [
+    "Plan",
     "Run",
     "Simulation",
     "algorithms",
@@ -60,6 +64,7 @@ __all__ = [
     "cohort",
     "data",
     "domains",
+    "experiment",
     "measure",
     "messages",
     "models",

@@ -144,6 +144,8 @@ def _described(thing: Any, seen: set[int]) -> Iterator[str]:
         yield "again"
     elif isinstance(thing, Tensor) or isinstance(thing, np.ndarray) and thing.dtype.kind != "O":
         yield of_tensor(thing)
+    elif isinstance(thing, Data):
+        yield of_data(thing)
     else:
         seen.add(id(thing))
         yield from _of_object(thing, seen)
