@@ -1,0 +1,204 @@
+"""What a claim must reach, and whether what was measured does: an interval against a bar that has a reason.
+
+``book/bars.yaml`` holds the bars. They are committed before the runs that they judge::
+
+    ln-speed:
+      chapter: 02_layer_normalization
+      what: accuracy after 50 rounds, LN less no norm, in points
+      sense: at least
+      bar: 15
+      reason: half of the 31 points that the paper has at its rate
+      weaker: 5
+      weaker_reason: more than partitions alone move a result
+      since: 2026-11-28
+
+Values are paired by seed, so an interval is Student's for the mean of differences. With one seed it is everything.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import stats
+
+SENSES = ("at least", "at most")
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What one claim, or one part of it, must reach.
+
+    Attributes:
+        id: of the claim; ``"claim/part"`` of a part.
+        chapter: that judges it.
+        what: what is measured, with its unit.
+        sense: ``"at least"`` or ``"at most"``.
+        bar: the number.
+        reason: why this number.
+        since: when it was set.
+        weaker: a bar that is easier to reach, for "holds in part"; it has a reason, too.
+        exact: the claim is about an identity or a bound, which holds or not: one number, no interval.
+        known: set after earlier results were known, which the page says.
+    """
+
+    id: str
+    chapter: str
+    what: str
+    sense: str
+    bar: float
+    reason: str
+    since: str
+    weaker: float | None = None
+    weaker_reason: str | None = None
+    exact: bool = False
+    known: bool = False
+
+    def __post_init__(self):
+        where = f"bar {self.id!r}"
+        for name in ("chapter", "what", "reason", "since"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
+                raise ValueError(f"{where}: {name} must be a text that is not empty, got {getattr(self, name)!r}")
+        try:
+            datetime.date.fromisoformat(self.since)
+        except ValueError as error:
+            raise ValueError(f"{where}: since must be a date such as 2026-11-28, got {self.since!r}") from error
+        if self.sense not in SENSES:
+            raise ValueError(f"{where}: sense must be one of {', '.join(SENSES)}, got {self.sense!r}")
+        for name in ("bar", "weaker"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ValueError(f"{where}: {name} must be a number, got {value!r}")
+        if not math.isfinite(self.bar):
+            raise ValueError(f"{where}: bar must be finite, got {self.bar!r}")
+        if (self.weaker is None) != (self.weaker_reason is None):
+            raise ValueError(f"{where}: weaker and weaker_reason belong together")
+        if self.weaker is not None and not self._side(self.bar, self.weaker) > 0:
+            raise ValueError(f"{where}: weaker must be easier to reach than {self.bar}, got {self.weaker}")
+
+    def _side(self, value: float, bar: float) -> float:
+        """How far a value lies on the good side of a bar; negative on the other."""
+        return value - bar if self.sense == "at least" else bar - value
+
+    def verdict(self, interval: tuple[float, float], rounding: float = 0.0) -> str:
+        """``"holds"``, ``"holds in part"``, ``"does not hold"`` or ``"undecided"``.
+
+        The claim holds if the whole interval lies on the good side of the bar, and in part, if it does of the weaker
+        one. It does not hold if the whole interval lies on the other side. Otherwise the bar is inside.
+
+        Args:
+            interval: its lower and upper end; NaN where a run diverged.
+            rounding: an end that lies nearer to a bar than this counts as inside.
+        """
+        low, high = interval
+        near, far = (low, high) if self.sense == "at least" else (high, low)  # the end that must pass, the best one
+        if math.isnan(low) or math.isnan(high):
+            return "undecided"
+        if self._side(near, self.bar) >= rounding:
+            return "holds"
+        if self.weaker is not None and self._side(near, self.weaker) >= rounding:
+            return "holds in part"
+        return "does not hold" if self._side(far, self.bar) < -rounding else "undecided"
+
+    def judge(self, values: float | Sequence[float], rounding: float = 0.0) -> tuple[tuple[float, float], str]:
+        """Interval and verdict of values, one a seed; of an exact claim of its one number."""
+        if self.exact:
+            (value,) = np.atleast_1d(np.asarray(values, dtype=float))
+            return (float(value), float(value)), self.verdict((float(value), float(value)))
+        found = interval(values)
+        return found, self.verdict(found, rounding)
+
+
+def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's interval for the mean of independent values, one a seed: mean ± t s / √n.
+
+    Of one value it is (-inf, inf): one seed decides nothing. NaN values, of runs that diverged, make it NaN.
+
+    Raises:
+        ValueError: no values, or more than one dimension.
+    """
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"values must be a list of numbers, one a seed, got {values!r}")
+    if np.isnan(x).any():
+        return math.nan, math.nan
+    if len(x) == 1:
+        return -math.inf, math.inf
+    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return float(x.mean()) - half, float(x.mean()) + half
+
+
+def share(part: Sequence[float], whole: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Fieller's interval for mean(part) / mean(whole), paired by seed: the share of a gain, say.
+
+    It is (-inf, inf) where the whole's own interval contains 0: a share of nothing is anything.
+    """
+    a, b = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise ValueError(
+            f"part and whole must hold one number a seed, the same seeds, two at least; got {part!r}, {whole!r}"
+        )
+    n, t = len(a), float(stats.t.ppf((1 + confidence) / 2, len(a) - 1))
+    covariance = np.cov(a, b, ddof=1) / n
+    g = t**2 * covariance[1, 1] / b.mean() ** 2
+    if not g < 1:  # also of NaN
+        return (math.nan, math.nan) if np.isnan(g) else (-math.inf, math.inf)
+    ratio = a.mean() / b.mean()
+    centre = (ratio - g * covariance[0, 1] / covariance[1, 1]) / (1 - g) if covariance[1, 1] else ratio
+    spread = covariance[0, 0] - 2 * ratio * covariance[0, 1] + ratio**2 * covariance[1, 1]
+    if covariance[1, 1]:
+        spread -= g * (covariance[0, 0] - covariance[0, 1] ** 2 / covariance[1, 1])
+    half = t / abs(b.mean()) * math.sqrt(max(spread, 0.0)) / (1 - g)
+    return float(centre - half), float(centre + half)
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """Of a claim of several parts: it holds only if every part does, and does not if any part does not."""
+    if not verdicts:
+        return "not run"
+    for one in ("not run", "does not hold", "undecided", "holds in part"):
+        if one in verdicts:
+            return one
+    return "holds"
+
+
+def load(path: str | Path) -> dict[str, Bar]:
+    """id -> bar. A claim of several parts has one bar for each, ``"claim/part"``.
+
+    Raises:
+        ValueError: a bar that is malformed, by its name and field.
+    """
+    given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    found: dict[str, Bar] = {}
+    for id, fields in given.items():
+        for name, bar in _parts(id, fields).items():
+            found[name] = bar
+    return found
+
+
+def _parts(id: str, fields: Any) -> dict[str, Bar]:
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"bar {id!r} must be fields with their values, got {fields!r}")
+    rest = {name: _dated(value) for name, value in fields.items() if name != "parts"}
+    parts = fields.get("parts")
+    if parts is None:
+        return {id: _bar(id, rest)}
+    return {f"{id}/{part}": _bar(f"{id}/{part}", {**rest, **(own or {})}) for part, own in parts.items()}
+
+
+def _dated(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime.date) else value  # YAML reads dates
+
+
+def _bar(id: str, fields: Mapping[str, Any]) -> Bar:
+    try:
+        return Bar(id, **fields)
+    except TypeError as error:
+        raise ValueError(f"bar {id!r}: {error}") from error
