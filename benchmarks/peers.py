@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 import fedlib as fl
+from fedlib.book import card
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "runners"))
@@ -588,11 +589,11 @@ def growth(python: str | None, device: str) -> dict:
 def provenance() -> dict:
     """Machine, date, and how busy the machine was with other things."""
     return {
-        "hardware": fl.claims.hardware(),
+        "hardware": card.hardware(),
         "date": datetime.date.today().isoformat(),
         "load": os.getloadavg()[0],
         "busy": busy(),
-        "versions": fl.claims.versions(),
+        "versions": card.versions(),
     }
 
 

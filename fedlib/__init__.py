@@ -17,7 +17,9 @@ Each module answers one question::
 The book needs more, in ``fedlib.book``, which ``pip install "fedlib[book]"`` brings the packages for. It is loaded on
 first use, so that ``import fedlib`` stays light::
 
+    bars         what a claim must reach          card         where a number comes from
     construct    weights without training         claims       what a paper promised
+    compare      what has moved
     plots        how it looks                     explore      how a reader plays
     chapter      what every chapter does
 

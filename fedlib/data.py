@@ -398,7 +398,7 @@ def hold_out(data: Data, share: float = 0.2, seed: int = 0) -> Data:
         kept.append(order[: len(members) - number - gap])
         held.append(order[len(members) - number :])
     train, val = (torch.from_numpy(np.sort(np.concatenate(some))) for some in (kept, held))
-    changed = _taken(data, "train", "train", train) | _taken(data, "train", "val", val)
+    changed: dict[str, Any] = _taken(data, "train", "train", train) | _taken(data, "train", "val", val)
     if not data.is_text:
         rows = changed["x_train"].permute(0, 2, 3, 1).numpy(force=True)
         changed["mean"], changed["std"] = _moments(_levels(rows))

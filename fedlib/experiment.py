@@ -34,10 +34,10 @@ OWN = ("data", "parts", "rounds", "lr", "seed", "tune_seed", "tune_rounds", "wid
 _SIMULATION = {*inspect.signature(Simulation).parameters, "evaluate_every"} - {"model", "data", "parts", "lr", "seed"}
 
 
-def level(values: Sequence[float]) -> float:
+def level(values: Sequence[float] | pd.Series) -> float:
     """Mean of the last evaluations, in per cent; NaN for a run without any."""
-    values = np.asarray(values, dtype=float)[-LAST:]
-    return 100 * float(values.mean()) if len(values) else math.nan
+    last = np.asarray(values, dtype=float)[-LAST:]
+    return 100 * float(last.mean()) if len(last) else math.nan
 
 
 def choose(tried: Mapping[float, Sequence[Sequence[float]]]) -> float:
@@ -331,9 +331,9 @@ class Plan:
             return entry.sweep(lrs, seeds, rounds, name)
 
         longest = [key for key, job in jobs.items() if job[-1] in first]
-        for key, runs in side_by_side(train, jobs, first=longest).items():
-            entry, _, _, rounds, _ = jobs[key]
-            for run in runs:
+        trained = side_by_side(train, jobs, first=longest)
+        for key, (entry, _, _, rounds, _) in jobs.items():
+            for run in trained[key]:
                 self.known[entry.key(run.config["lr"], run.config["seed"], rounds)] = run
 
 

@@ -112,6 +112,30 @@ def of_network(
     return told | {"loss": value.detach().reshape(1), "gradients": of_weights(gradients)}
 
 
+def of_text(*pieces: str) -> str:
+    """A hash of texts."""
+    return _short(*(f"{len(piece)} {piece}" for piece in pieces))
+
+
+def tree(text: str) -> str:
+    """What Python runs of a module: its syntax tree, without comments, layout and docstrings."""
+    parsed = ast.parse(text)
+    for node in ast.walk(parsed):
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list):
+                setattr(node, name, [statement for statement in block if not _is_text(statement)])
+    return ast.dump(parsed)
+
+
+def _is_text(statement: ast.AST) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
 def of_numbers(net: nn.Module) -> str:
     """A hash of the fractions that the modules of a network hold, such as an eps too small to be seen in an output."""
     found = {f"{name}.{key}": value for name, module in net.named_modules() for key, value in vars(module).items()}

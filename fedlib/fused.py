@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,14 @@ def arm(net: nn.Module, names: Collection[str], rate: Rate) -> frozenset[Tensor]
     Returns:
         Their weights, for which nobody else must take a step.
     """
-    layers = [net.get_submodule(name) for name in names]
+    layers = [_dense(net, name) for name in names]
     for layer in layers:
-        layer.forward = partial(_forward, layer, rate)
+        vars(layer)["forward"] = partial(_forward, layer, rate)
     return frozenset(layer.weight for layer in layers)
+
+
+def _dense(net: nn.Module, name: str) -> nn.Linear:
+    return cast(nn.Linear, net.get_submodule(name))
 
 
 def _forward(layer: nn.Linear, rate: Rate, x: Tensor) -> Tensor:
@@ -80,7 +84,7 @@ def fitting(net: nn.Module, loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
     rate, net, x = Rate(0.1, 0.01), copy.deepcopy(net).double().train(), x.double() if x.is_floating_point() else x
     fused = copy.deepcopy(net)
     arm(fused, names, rate)
-    weights = [[one.get_submodule(name).weight for name in names] for one in (net, fused)]
+    weights = [[_dense(one, name).weight for name in names] for one in (net, fused)]
     before = [w.detach().clone() for w in weights[0]]
     try:
         gradients = torch.autograd.grad(loss(net, x, y), weights[0], allow_unused=True, materialize_grads=True)

@@ -82,8 +82,9 @@ class Schedule:
         T, B = (max(turn.index.shape[axis] for turn in turns) for axis in (0, 1))
         size = [[turn.size[i] if i < len(turn.size) else 0 for turn in turns] for i in range(T)]
         clients = self._there(np.stack([cohorts[seed] for seed in seeds]))
-        index, shift, flip, view = (
-            self._padded([getattr(turn, name) for turn in turns], T, B) for name in ("index", "shift", "flip", "view")
+        index = self._padded([turn.index for turn in turns], T, B)
+        shift, flip, view = (
+            self._any([getattr(turn, name) for turn in turns], T, B) for name in ("shift", "flip", "view")
         )
         key = self._there(np.array([turn.key for turn in turns])) if self.keys else None
         return clients, Batches(index, size, shift, flip, view, key)
@@ -125,12 +126,13 @@ class Schedule:
         shift = rng.integers(0, 2 * PADDING + 1, (*shape, 2)) if crop else np.full((*shape, 2), PADDING)
         return shift, rng.random(shape) < 0.5 if "flip" in self.augment else np.zeros(shape, bool)
 
-    def _padded(self, arrays: Sequence[np.ndarray | None], T: int, B: int) -> Tensor | None:
-        """(R, T, B, ...), the arrays of R clients one above the other, on the device; None where there is nothing."""
-        first = arrays[0]
-        if first is None:
-            return None
-        rows = np.zeros((len(arrays), T, B, *first.shape[2:]), first.dtype)
+    def _any(self, arrays: Sequence[np.ndarray | None], T: int, B: int) -> Tensor | None:
+        there = [array for array in arrays if array is not None]
+        return self._padded(there, T, B) if there else None
+
+    def _padded(self, arrays: Sequence[np.ndarray], T: int, B: int) -> Tensor:
+        """(R, T, B, ...), the arrays of R clients one above the other, on the device."""
+        rows = np.zeros((len(arrays), T, B, *arrays[0].shape[2:]), arrays[0].dtype)
         for row, array in zip(rows, arrays, strict=True):
             row[: array.shape[0], : array.shape[1]] = array
         return self._there(rows)

@@ -637,10 +637,11 @@ class Simulation:
             for s, own in enumerate(self.settings)
         ]
 
-    def _config_of(self, own: Mapping) -> dict:
+    def _config_of(self, own: dict) -> dict:
         """What one run has in common with the others, and its own partition."""
         splits = {name: self.config[name][own["seed"]] for name in ("parts", "test_parts", "val_parts")}
-        return {**self.config, **splits}
+        start = self.start[self.settings.index(own)]
+        return {**self.config, **splits, "start": fingerprint.of_tensor(start)}
 
     def _settings_of(self, own: Mapping) -> dict:
         """The method's settings in one run."""
@@ -826,17 +827,14 @@ def _who_holds(
 def _check_parts(data: Data, given: Mapping[str, Any]) -> Held:
     """The clients' images as arrays; refused where a client has none."""
     splits = {"parts": "train", "test_parts": "test", "val_parts": "val"}
-    found = {
-        name: positions(name, split, len(getattr(data, f"x_{splits[name]}")))
-        for name, split in given.items()
-        if split is not None or name == "parts"
-    }
+    wanted: dict[str, Any] = {name: split for name, split in given.items() if split is not None or name == "parts"}
+    found = {name: positions(name, split, len(getattr(data, f"x_{splits[name]}"))) for name, split in wanted.items()}
     if not found["parts"]:
         raise ValueError("parts must hold the images of at least one client, got none")
     for name, split in found.items():
-        got, wanted = len(split), len(found["parts"])
-        if got != wanted:
-            raise ValueError(f"{name} must hold one index tensor per client, got {got} for {wanted} clients")
+        got, clients = len(split), len(found["parts"])
+        if got != clients:
+            raise ValueError(f"{name} must hold one index tensor per client, got {got} for {clients} clients")
         for k, part in enumerate(split):
             if not len(part):
                 raise ValueError(f"{name} leaves client {k} without images")

@@ -70,7 +70,7 @@ def test_the_same_result_leaves_the_file_alone(tmp_path):
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = save(tmp_path)
     before = path.read_text(encoding="utf-8")
-    monkeypatch.setattr(claims.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save(tmp_path, measured=1.0)
     assert path.read_text(encoding="utf-8") == before

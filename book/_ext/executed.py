@@ -6,7 +6,6 @@ writes on what they were executed; it drops the cache, and the tests do not trus
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import platform
@@ -14,6 +13,8 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from fedlib import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "_build" / ".jupyter_cache"
@@ -42,7 +43,7 @@ def digest(root: Path = ROOT) -> str:
     found = hashlib.sha256()
     for path in sorted((root / "fedlib").rglob("*")):
         if path.suffix == ".py":
-            _add(found, root, path, code(path.read_text(encoding="utf-8")).encode())
+            _add(found, root, path, fingerprint.tree(path.read_text(encoding="utf-8")).encode())
         elif path.is_file() and "__pycache__" not in path.parts:
             _add(found, root, path, path.read_bytes())
     recorded = [path for path in sorted((root / "book" / "results").glob("*.json")) if not path.match("*.quick.json")]
@@ -50,17 +51,6 @@ def digest(root: Path = ROOT) -> str:
     for path in [*sorted((root / "book" / "params").glob("*.yaml")), *recorded]:
         _add(found, root, path, path.read_bytes())
     return found.hexdigest()
-
-
-def code(text: str) -> str:
-    """What Python runs: the syntax tree of a module, without comments, layout and docstrings."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        for name in ("body", "orelse", "finalbody"):
-            block = getattr(node, name, None)
-            if isinstance(block, list):
-                setattr(node, name, [statement for statement in block if not _is_text(statement)])
-    return ast.dump(tree)
 
 
 def write_stamp(cache: Path, now: dict[str, Any]) -> None:
@@ -94,14 +84,6 @@ def _written(now: dict[str, Any]) -> str:
 
 def _add(found: Any, root: Path, path: Path, content: bytes) -> None:
     found.update(f"{path.relative_to(root).as_posix()} {len(content)} ".encode() + content)
-
-
-def _is_text(statement: ast.AST) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
 
 
 def _version(name: str) -> str | None:

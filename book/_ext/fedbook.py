@@ -25,7 +25,7 @@ import executed
 import portable
 from sphinx.util import logging
 
-from fedlib.book import claims
+from fedlib.book import card, claims
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -96,7 +96,7 @@ def version_table() -> str:
 
 def machine() -> str:
     """What this build ran on, in words."""
-    found = claims.hardware()
+    found = card.hardware()
     return f"{found['cpu']}, {found['cores']} cores, {found['gpu'] or 'no GPU'}"
 
 

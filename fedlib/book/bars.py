@@ -109,17 +109,19 @@ class Bar:
 
     def judge(self, values: float | Sequence[float], rounding: float = 0.0) -> tuple[tuple[float, float], str]:
         """Interval and verdict of values, one a seed; of an exact claim of its one number."""
+        of_seeds = np.atleast_1d(np.asarray(values, dtype=float)).tolist()
         if self.exact:
-            (value,) = np.atleast_1d(np.asarray(values, dtype=float))
-            return (float(value), float(value)), self.verdict((float(value), float(value)))
-        found = interval(values)
+            (value,) = of_seeds
+            return (value, value), self.verdict((value, value))
+        found = interval(of_seeds)
         return found, self.verdict(found, rounding)
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Student's interval for the mean of independent values, one a seed: mean ± t s / √n.
 
-    Of one value it is (-inf, inf): one seed decides nothing. NaN values, of runs that diverged, make it NaN.
+    Of one value it is (-inf, inf): one seed decides nothing. A value that is not finite, of a run that diverged or
+    never reached a level, makes it NaN.
 
     Raises:
         ValueError: no values, or more than one dimension.
@@ -127,7 +129,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or not len(x):
         raise ValueError(f"values must be a list of numbers, one a seed, got {values!r}")
-    if np.isnan(x).any():
+    if not np.isfinite(x).all():
         return math.nan, math.nan
     if len(x) == 1:
         return -math.inf, math.inf

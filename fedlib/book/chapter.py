@@ -26,7 +26,7 @@ from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
 from fedlib import checks
-from fedlib.book.claims import MARKS, PRESETS, Claim, book_folders, load_results, provenance, typeset
+from fedlib.book.claims import MARKS, PRESETS, Claim, book_folders, load_results, measured, provenance, typeset
 from fedlib.workers import cores
 
 _SNAPSHOT, _CHECKED = "_fedlib_begin", "_fedlib_checked"
@@ -462,6 +462,19 @@ def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), capt
     return styled.set_caption(caption) if caption else styled
 
 
+def _spoken(part: Mapping[str, Any]) -> str:
+    """What one part of a claim was judged by: values, interval, bar and its reason."""
+    _, _, name = part["id"].partition("/")
+    digits = max(0, 2 - max(0, math.floor(math.log10(abs(part["bar"]))))) if part["bar"] else 1
+    seeds = "" if part["exact"] else f", {counted(len(part['values']), 'seed')}"
+    low, high = (f"{end:.{digits}f}" for end in part["interval"])
+    found = low if part["exact"] else f"95 % interval {low} to {high}"
+    weaker = f" (in part {part['weaker']:g}, {part['weaker_reason']})" if part["weaker"] is not None else ""
+    late = " This bar was set after earlier results were known." if part["known"] else ""
+    start = f"{name}: {part['what']}" if name else part["what"][0].upper() + part["what"][1:]
+    return typeset(f"{start}: {found}{seeds}. Bar: {part['sense']} {part['bar']:g}, {part['reason']}{weaker}.{late}")
+
+
 @dataclass
 class Verdicts:
     """The claims of a chapter, in the order in which it judges them."""
@@ -469,17 +482,29 @@ class Verdicts:
     chapter: str
     claims: list[Claim] = field(default_factory=list)
 
-    def judge(self, id: str, statement: str, paper: str, measured: str | float, verdict: str) -> None:
-        """Add a claim (see :class:`fedlib.book.claims.Claim`) and show it."""
-        self.claims.append(Claim(id, self.chapter, statement, paper, measured, verdict))
-        here = typeset(measured) if isinstance(measured, str) else f"{measured:.4g}"
-        kind = verdict.replace(" ", "-")
-        display(
-            Markdown(
-                f'<div class="claim {kind}">\n\n**Claim.** {typeset(statement)}\n\n*Paper:* {typeset(paper)}. '
-                f'*Here:* {here}. <span class="verdict {kind}">{MARKS[verdict]} {verdict}</span>\n\n</div>'
-            )
-        )
+    def judge(self, id: str, statement: str, paper: str, told: str | float, verdict: str) -> None:
+        """Add a claim (see :class:`fedlib.book.claims.Claim`) whose conditions the chapter writes out, and show it."""
+        self._add(Claim(id, self.chapter, statement, paper, told, verdict))
+
+    def measure(self, id: str, statement: str, paper: str, told: str, values: Any, rounding: float = 0.0) -> None:
+        """Add a claim about measured values and show it: its verdict follows from them and its bars.
+
+        See :func:`fedlib.book.claims.measured` for the arguments.
+        """
+        self._add(measured(id, self.chapter, statement, paper, told, values, rounding=rounding))
+
+    def _add(self, one: Claim) -> None:
+        self.claims.append(one)
+        here = typeset(one.measured) if isinstance(one.measured, str) else f"{one.measured:.4g}"
+        kind = one.verdict.replace(" ", "-")
+        found = f'<span class="verdict {kind}">{MARKS[one.verdict]} {one.verdict}</span>'
+        paragraphs = [
+            f"**Claim.** {typeset(one.statement)}",
+            f"*Paper:* {typeset(one.paper)}. *Here:* {here}. {found}",
+            *(f"*{_spoken(part)}*" for part in one.parts),
+        ]
+        body = "\n\n".join(paragraphs)
+        display(Markdown(f'<div class="claim {kind}">\n\n{body}\n\n</div>'))
 
     def table(self) -> Styler:
         """All claims, paper beside ours, each verdict in its colour."""

@@ -10,24 +10,24 @@ import datetime
 import html
 import json
 import math
-import os
-import platform
 import re
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fedlib.book import bars, card
+from fedlib.book.bars import Bar, together
+from fedlib.data import Data
 from fedlib.files import replacing
+from fedlib.simulate import Run
 
-VERDICTS = ("holds", "holds in part", "does not hold", "not run")
+VERDICTS = ("holds", "holds in part", "undecided", "does not hold", "not run")
 PRESETS = ("quick", "cpu", "colab", "paper")
-MARKS = {"holds": "✓", "holds in part": "≈", "does not hold": "✗", "not run": "–"}
+MARKS = {"holds": "✓", "holds in part": "≈", "undecided": "?", "does not hold": "✗", "not run": "–"}
 _VOLATILE = ("made",)
 
 
@@ -43,6 +43,8 @@ class Claim:
         paper: the paper's figure with its place, for example ``"87.2 % against 55.0 % (Table 1)"``.
         measured: what this run measured, as a number or as text with its unit.
         verdict: one of :data:`VERDICTS`.
+        parts: of a claim about measured values, what :func:`measured` made of them; a claim without parts was judged by
+            conditions that its chapter writes out.
 
     Raises:
         ValueError: unknown verdict, malformed id, empty text, or a non-finite ``measured`` that is said to hold.
@@ -54,6 +56,7 @@ class Claim:
     paper: str
     measured: str | float
     verdict: str
+    parts: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id):
@@ -72,6 +75,54 @@ class Claim:
     def anchor(self) -> str:
         """Target of the cell that judges the claim."""
         return f"claim-{self.id}"
+
+
+def measured(
+    id: str,
+    chapter: str,
+    statement: str,
+    paper: str,
+    told: str,
+    values: Any,
+    *,
+    known: Mapping[str, Bar] | None = None,
+    rounding: float = 0.0,
+) -> Claim:
+    """A claim about measured values, with the verdict that follows from them and from its bars.
+
+    Args:
+        id, chapter, statement, paper: see :class:`Claim`.
+        told: what was measured, in words.
+        values: one number a seed, differences paired by seed; or part -> those; or one number, of an exact claim. None
+            or nothing: the claim was not run.
+        known: id -> bar; default ``book/bars.yaml``.
+        rounding: the largest difference that engines and precisions make; see :meth:`fedlib.book.bars.Bar.verdict`.
+
+    Raises:
+        ValueError: a claim without a bar, or of other parts than its bars.
+    """
+    known = the_bars() if known is None else known
+    names = [name for name in known if name.split("/")[0] == id]
+    if not names:
+        raise ValueError(f"claim {id!r} has no bar in bars.yaml: commit one, with its reason, before the run it judges")
+    if values is None or not np.size(values) if not isinstance(values, Mapping) else not values:
+        return Claim(id, chapter, statement, paper, told, "not run")
+    given = {f"{id}/{part}": v for part, v in values.items()} if isinstance(values, Mapping) else {id: values}
+    if {*given} != {*names}:
+        raise ValueError(f"claim {id!r} has bars for {', '.join(names)}, but values for {', '.join(given)}")
+    parts = []
+    for name in names:
+        bar, of_seeds = known[name], np.atleast_1d(np.asarray(given[name], dtype=float))
+        found, verdict = bar.judge(of_seeds.tolist(), rounding)
+        parts.append({**asdict(bar), "values": of_seeds.tolist(), "interval": [*found], "verdict": verdict})
+    return Claim(id, chapter, statement, paper, told, together([part["verdict"] for part in parts]), tuple(parts))
+
+
+def the_bars() -> dict[str, Bar]:
+    """The bars of all claims: ``book/bars.yaml``, or the copy that came with fedlib."""
+    files = [folder.parent / "bars.yaml" for folder in book_folders("params")]
+    file = next((file for file in files if file.is_file()), None)
+    return {} if file is None else bars.load(file)
 
 
 def judge(holds: bool, in_part: bool = False) -> str:
@@ -143,30 +194,6 @@ def book_folders(name: str) -> list[Path]:
     return [(book_folder() or Path.cwd()) / name, _PACKAGED / name]
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, number of cores this process may use, and the GPU's name (None without one)."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8", errors="replace"), re.M)
-        model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch = sys.modules.get("torch")  # a run has imported it; reading results does not need it
-    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    return {"cpu": model, "cores": cores, "gpu": gpu}
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "numpy", "fedlib"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def _plain(value: Any) -> Any:
     """The value in JSON's own types; floats to 6 significant digits, non-finite ones as None."""
     if isinstance(value, Mapping):
@@ -212,6 +239,8 @@ def save_results(
     curves: Mapping[str, Any] | None = None,
     seeds: Iterable[int] = (),
     wall_time: float | None = None,
+    runs: Iterable[Run] = (),
+    data: Iterable[Data] = (),
     folder: str | Path | None = None,
 ) -> Path:
     """Write what a chapter found to ``FOLDER/NAME.PRESET.json``.
@@ -228,6 +257,7 @@ def save_results(
         curves: name to DataFrame, Run or mapping of columns, or to a list of those, one a seed.
         seeds: the seeds used.
         wall_time: seconds from start to end.
+        runs, data: all that were trained and what they learned from, for the run card (:mod:`fedlib.book.card`).
         folder: where results live, made if missing; default ``results`` in the book's folder, wherever the notebook was
             started, or in the working directory for a notebook alone.
 
@@ -235,7 +265,8 @@ def save_results(
         Path of the file.
 
     Raises:
-        ValueError: unknown preset, or two claims with the same id.
+        ValueError: unknown preset, two claims with the same id, or a preset that nobody could repeat: from a tree with
+            changes that are not committed, or with fedlib "not installed". (A quick run is then not recorded.)
     """
     if preset not in (*PRESETS, "custom"):
         raise ValueError(f"preset must be one of {', '.join(PRESETS)} or custom, got {preset!r}")
@@ -258,13 +289,18 @@ def save_results(
         {
             "date": datetime.date.today().isoformat(),
             "wall_seconds": wall_time,
-            "hardware": hardware(),
-            "versions": versions(),
+            "hardware": card.hardware(),
+            "versions": card.versions(),
+            **card.made(name, preset, runs, data),
         }
     )
     path = Path(folder or book_folders("results")[0]) / f"{name}.{preset}.json"
     if path.exists() and _same(path, content):
         return path
+    if preset != "custom" and folder is None and (why := card.unrepeatable(content["made"])):
+        if preset == "quick":
+            return path
+        raise ValueError(f"{name}.{preset} is not recorded: {why}; record from a second clone, and go on editing here")
     with replacing(path) as part:
         part.write_text(_dump(content) + "\n", encoding="utf-8")
     return path
@@ -503,6 +539,7 @@ def _ours(row: pd.Series, presets: list[str]) -> list[str]:
 _VERBS = {
     "holds": ("holds", "hold"),
     "holds in part": ("holds in part", "hold in part"),
+    "undecided": ("is undecided", "are undecided"),
     "does not hold": ("does not hold", "do not hold"),
     "not run": ("was not run", "were not run"),
 }

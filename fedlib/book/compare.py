@@ -1,0 +1,72 @@
+"""What has moved between two records: ``python -m fedlib.book.compare A.json B.json``.
+
+A claim has moved if its verdict differs, or if the mean of one record lies outside the interval of the other. It exits
+with 1 where anything has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each claim of two records that has moved, or that only one of them has.
+
+    Raises:
+        ValueError: their numbers must not be compared (``comparability`` on their cards).
+    """
+    cards = [record["made"].get("comparability") for record in (old, new)]
+    if cards[0] != cards[1]:
+        raise ValueError(f"these records must not be compared: comparability {cards[0]} and {cards[1]} on their cards")
+    before, after = ({claim["id"]: claim for claim in record["claims"]} for record in (old, new))
+    for id in dict.fromkeys([*before, *after]):
+        if id not in before or id not in after:
+            yield f"{id}: only in the {'second' if id not in before else 'first'}"
+            continue
+        one, other = before[id], after[id]
+        if one["verdict"] != other["verdict"]:
+            yield f"{id}: {one['verdict']} -> {other['verdict']}"
+        parts = {part["id"]: part for part in one.get("parts", ())}
+        for part in other.get("parts", ()):
+            if part["id"] in parts:
+                yield from _moved(parts[part["id"]], part)
+
+
+def _moved(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("sense", "bar", "weaker"):
+        if one[name] != other[name]:
+            yield f"{one['id']}: {name} {one[name]} -> {other[name]}"
+    means = [_mean(part["values"]) for part in (one, other)]
+    outside = [_outside(means[1 - i], part["interval"]) for i, part in enumerate((one, other))]
+    if any(outside) or np.isnan(means).any() and not np.isnan(means).all():
+        spans = [f"[{', '.join('–' if end is None else f'{end:.4g}' for end in p['interval'])}]" for p in (one, other)]
+        yield f"{one['id']}: {means[0]:.4g} {spans[0]} -> {means[1]:.4g} {spans[1]}"
+
+
+def _mean(values: list[float | None]) -> float:
+    return float(np.mean([np.nan if value is None else value for value in values]))
+
+
+def _outside(mean: float, interval: list[float | None]) -> bool:
+    low, high = interval
+    return low is not None and mean < low or high is not None and mean > high
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", nargs=2, type=Path, metavar="RECORD.json")
+    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in parser.parse_args(arguments).records)
+    lines = list(moved(old, new))
+    print("\n".join(lines) or "nothing has moved")
+    return int(bool(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
