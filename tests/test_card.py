@@ -101,14 +101,30 @@ def test_a_card_names_the_commit_and_whether_it_is_what_was_run(tmp_path):
     assert len(found["commit"]) == 40 and found["clean"] is True
     (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
     assert card.commit("02_x", tmp_path)["clean"] is True  # nothing that a run depends on
-    before = card.code(tmp_path)
+    before = card.code.__wrapped__(tmp_path)
     (tmp_path / "fedlib" / "a.py").write_text('"""A docstring."""\nx = 1  # a comment\n', encoding="utf-8")
-    assert card.commit("02_x", tmp_path)["clean"] is False and card.code(tmp_path) == before
+    assert card.commit("02_x", tmp_path)["clean"] is False and card.code.__wrapped__(tmp_path) == before
     (tmp_path / "fedlib" / "a.py").write_text("x = 2\n", encoding="utf-8")
-    assert card.code(tmp_path) != before
+    assert card.code.__wrapped__(tmp_path) != before
     inside = tmp_path / "venv" / "site-packages"
     inside.mkdir(parents=True)
     assert card.commit("02_x", inside) == {"commit": None, "clean": None}  # another repository's commit is not ours
+
+
+def test_a_card_says_what_has_changed_since(tmp_path, monkeypatch):
+    file = tmp_path / "02_x.cpu.yaml"
+    file.write_text("rounds: 2  # a comment\nlr: [0.1]\n", encoding="utf-8")
+    made = card.made("02_x", "cpu", file)
+    assert card.state(made, file) is None and card.state({"versions": {}}, file) == "no run card"
+    file.write_text("lr: [0.1]\nrounds: 2\n", encoding="utf-8")
+    assert card.state(made, file) is None
+    file.write_text("rounds: 3\nlr: [0.1]\n", encoding="utf-8")
+    assert card.state(made, file) == card.state(made, None) == "stale"
+    file.write_text("rounds: 2\nlr: [0.1]\n", encoding="utf-8")
+    monkeypatch.setattr(card, "code", lambda: "another")
+    assert card.state(made, file) == "older code"
+    monkeypatch.setattr(card, "COMPARABILITY", 99)
+    assert card.state(made, file) == "stale"
 
 
 def test_what_nobody_could_repeat_is_not_recorded(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from pybtex.database import parse_string
 
+import fedlib as fl
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book"))
 spec = importlib.util.spec_from_file_location("portable", ROOT / "book" / "_ext" / "portable.py")
@@ -157,6 +159,18 @@ def test_code_of_a_copy_is_the_notebooks_own(name):
     assert tags[0] == tags[1]
     nbformat.validate(copied(name))
     assert (SITE / "_sources" / "book" / f"{name}.ipynb").read_bytes() == (COPIES / f"{name}.ipynb").read_bytes()
+
+
+@pytest.mark.site
+@built
+@pytest.mark.parametrize("name", sorted({path.name.split(".")[0] for path in (ROOT / "book/params").glob("*.yaml")}))
+def test_a_copy_says_how_to_take_another_preset_and_opens_itself(name):
+    copy = copied(name)
+    (at,) = [i for i, cell in enumerate(copy.cells) if "parameters" in cell.metadata.get("tags", [])]
+    (call,) = re.findall(r"`globals\(\).update\((.*)\)`", copy.cells[at + 1].source)
+    assert eval(call, {"fl": fl})["preset"] == "colab"
+    first = copy.cells[0].source.splitlines()
+    assert first[0].startswith("# ") and f"/blob/colab/book/{name}.ipynb)" in first[2]
 
 
 @pytest.mark.site

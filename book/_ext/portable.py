@@ -33,6 +33,9 @@ _NOTE = """\
 
 This is [a page of the book]({page}) as a notebook. *Run all* makes everything anew, with sliders. The numbers in the
 text are those of the run that made the page; those of your run stand in its tables and figures."""
+_PRESETS = """\
+These are the values of the preset `quick`. For those of another one, `colab` say, choose a GPU and run
+`globals().update(fl.chapter.preset("{chapter}", "colab"))` in a new cell here."""
 _README = """\
 # The notebooks of *{title}*, to be read and run here
 
@@ -145,8 +148,8 @@ def write_copies(app: Any, error: Exception | None) -> None:
         return
     site, repository = published(app.config.html_theme_options["repository_url"])
     cited = parse_file(str(Path(app.srcdir) / app.config.bibtex_bibfiles[0])).entries
-    folder, contents = Path(app.outdir).parent, _README.format(title=app.config.project, site=site)
-    for docname in sorted(app.env.found_docs):
+    folder, contents = Path(app.outdir).parent, _README.format(title=app.config.html_title, site=site)
+    for docname in sorted(app.env.found_docs, key=lambda name: (name != app.config.root_doc, name)):
         executed = folder / "jupyter_execute" / f"{docname}.ipynb"
         if executed.exists():
             notebook = nbformat.read(executed, as_version=4)
@@ -199,16 +202,16 @@ def filled_in(notebook: Any, words: Words, drawn: dict[int, str], repository: st
             cell.source = words.plain(cell.source)
         else:
             _simplify(cell)
+        if "parameters" in cell.metadata.get("tags", []):
+            cells.append(nbformat.v4.new_markdown_cell(_PRESETS.format(chapter=name), id="presets"))
         if i in drawn:
             caption = words.plain(cell.metadata["mystnb"]["figure"]["caption"])
             caption = f"**Fig. {words.number('figure', drawn[i])}.** {caption}"
             cells.append(nbformat.v4.new_markdown_cell(caption, id=f"caption-{i}"))
     own = f"https://colab.research.google.com/github/{repository}/blob/{BRANCH}/{words.docname}.ipynb"
-    cells[0].source = (
-        re.sub(r"\n\[!\[Open in Colab\][^\n]*\n", "", cells[0].source)
-        + "\n\n"
-        + _NOTE.format(badge=f"[![Open in Colab]({BADGE})]({own})", page=f"{words.site}{words.docname}.html")
-    )
+    note = _NOTE.format(badge=f"[![Open in Colab]({BADGE})]({own})", page=f"{words.site}{words.docname}.html")
+    title, _, rest = re.sub(r"\n\[!\[Open in Colab\][^\n]*\n", "", cells[0].source).partition("\n")
+    cells[0].source = f"{title}\n\n{note}\n{rest}"
     metadata = {key: value for key, value in notebook.metadata.items() if key != "widgets"}
     metadata["colab"] = {"name": f"{name}.ipynb", "toc_visible": True}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)

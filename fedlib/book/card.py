@@ -6,7 +6,8 @@ it ran, and the command that repeats it.
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import json
 import os
 import platform
 import re
@@ -17,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fedlib import fingerprint
 from fedlib.data import Data
 from fedlib.simulate import Run
@@ -26,11 +29,14 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPARABILITY = 2
 
 
-def made(chapter: str, preset: str, runs: Iterable[Run] = (), data: Iterable[Data] = ()) -> dict[str, Any]:
+def made(
+    chapter: str, preset: str, file: Path | None = None, runs: Iterable[Run] = (), data: Iterable[Data] = ()
+) -> dict[str, Any]:
     """The card of a run of a chapter.
 
     Args:
         chapter, preset: what was run.
+        file: that says what the preset is.
         runs: all that were trained.
         data: all that they learned from.
     """
@@ -42,7 +48,7 @@ def made(chapter: str, preset: str, runs: Iterable[Run] = (), data: Iterable[Dat
             "data": {one.name: fingerprint.of_data(one) for one in data},
             "partition": parts,
             "start": fingerprint.of_text(*start) if start else None,
-            "preset": _of_file(ROOT / "book" / "params" / f"{chapter}.{preset}.yaml"),
+            "preset": _of_preset(file),
             "code": code(),
         },
         "engine": sorted({c["engine"] for c in configs}),
@@ -76,6 +82,24 @@ def unrepeatable(card: Mapping[str, Any]) -> str | None:
     return None
 
 
+def state(card: Mapping[str, Any], file: Path | None = None) -> str | None:
+    """What has changed since a record was made: None, ``"older code"``, ``"stale"`` or ``"no run card"``.
+
+    Stale, it must be made anew: its preset says something else now, or its numbers must not be compared with those of
+    today. Older code may give the same numbers still.
+
+    Args:
+        card: what the record says of how it was made.
+        file: that says what the preset is now.
+    """
+    if "digests" not in card:
+        return "no run card"
+    if card["comparability"] != COMPARABILITY or card["digests"]["preset"] != _of_preset(file):
+        return "stale"
+    return None if card["digests"]["code"] == code() else "older code"
+
+
+@functools.cache
 def code(root: Path = ROOT) -> str:
     """A digest of what a run imports: syntax trees, without docstrings, of fedlib's modules but those of the book."""
     files = sorted((root / "fedlib").glob("*.py"))
@@ -106,8 +130,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _of_file(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
+def _of_preset(file: Path | None) -> str | None:
+    """Of what the file says, whatever its comments and layout."""
+    if file is None or not file.is_file():
+        return None
+    return fingerprint.of_text(json.dumps(yaml.safe_load(file.read_text(encoding="utf-8")), sort_keys=True))
 
 
 def _git(root: Path, *words: str) -> str:

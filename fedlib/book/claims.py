@@ -194,6 +194,12 @@ def book_folders(name: str) -> list[Path]:
     return [(book_folder() or Path.cwd()) / name, _PACKAGED / name]
 
 
+def preset_file(chapter: str, preset: str) -> Path | None:
+    """The file that says what a preset of a chapter is; None without one."""
+    files = (folder / f"{chapter}.{preset}.yaml" for folder in book_folders("params"))
+    return next((file for file in files if file.is_file()), None)
+
+
 def _plain(value: Any) -> Any:
     """The value in JSON's own types; floats to 6 significant digits, non-finite ones as None."""
     if isinstance(value, Mapping):
@@ -291,7 +297,7 @@ def save_results(
             "wall_seconds": wall_time,
             "hardware": card.hardware(),
             "versions": card.versions(),
-            **card.made(name, preset, runs, data),
+            **card.made(name, preset, preset_file(name, preset), runs, data),
         }
     )
     path = Path(folder or book_folders("results")[0]) / f"{name}.{preset}.json"
@@ -366,7 +372,8 @@ def provenance(result: Mapping[str, Any]) -> str:
         result: one entry of :func:`load_results`.
 
     Returns:
-        For example ``"cifar10, 3 seeds, 2,000 rounds, NVIDIA H200, torch 2.11.0, 2026-11-21, 14 min"``.
+        For example ``"cifar10, 3 seeds, 2,000 rounds, NVIDIA H200, torch 2.11.0, 2026-11-21, 14 min"``; what has
+        changed since then comes last (:func:`fedlib.book.card.state`).
     """
     config, made = result["config"], result["made"]
     rounds = config.get("rounds")
@@ -380,6 +387,7 @@ def provenance(result: Mapping[str, Any]) -> str:
         f"torch {made['versions']['torch']}",
         made["date"],
         _duration(made["wall_seconds"]) if made["wall_seconds"] is not None else None,
+        card.state(made, preset_file(result["name"], result["preset"])),
     ]
     return ", ".join(part for part in parts if part)
 
