@@ -1,6 +1,8 @@
 """Intervals against bars."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +92,14 @@ def test_intervals_of_symmetric_differences_cover_the_mean(kind, n):
         low, high = bars.interval(x)
         half = stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n)
         assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half))
+
+
+def test_the_glossary_has_the_coverage_of_skewed_differences():
+    text = (Path(__file__).resolve().parents[1] / "book" / "glossary.md").read_text(encoding="utf-8")
+    five, ten = re.search(r"it does so (\d+) times in 100 with 5 seeds and (\d+) times with 10", text).groups()
+    for n, told in ((5, five), (10, ten)):
+        found = covered(lambda rng, size: rng.exponential(size=size) - 1, n)
+        assert round(100 * found) == int(told)
 
 
 def test_a_share_of_a_gain_is_covered_as_often_as_it_should():
