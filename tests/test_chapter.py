@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from myst_nb.core.variables import format_plain_text
 
 from fedlib import algorithms, data
 from fedlib.book import chapter, claims
@@ -372,12 +373,15 @@ def test_a_claim_is_shown_in_the_colour_of_its_verdict(monkeypatch):
     assert "*Here:* −4\u00a0%." in shown[0] and "✗ does not hold</span>" in shown[0]
 
 
-def test_glued_numbers_are_typeset(monkeypatch):
+def test_glued_numbers_are_typeset_and_the_page_shows_them_as_they_are(monkeypatch):
+    """myst-nb evaluates what it pastes: a bare "+56" would come out as 56, "1,797" as a tuple."""
     shown = []
-    monkeypatch.setattr(chapter, "display", lambda bundle, **_: shown.append(bundle["text/plain"]))
-    chapter.glue("x", -0.08)
-    chapter.glue("y", "3e-16")
-    assert shown == ["−0.08", "3·10⁻¹⁶"]
+    monkeypatch.setattr(
+        chapter, "display", lambda bundle, **_: shown.append(format_plain_text(bundle["text/plain"], "s"))
+    )
+    for text in (-0.08, "3e-16", "+56", "1,797", 'the clients\' own "words"', 12):
+        chapter.glue("x", text)
+    assert shown == ["−0.08", "3·10⁻¹⁶", "+56", "1,797", 'the clients\' own "words"', "12"]
 
 
 def test_sources_are_shown_without_docstrings(monkeypatch):

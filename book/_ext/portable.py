@@ -9,6 +9,7 @@ the Colab buttons open.
 
 from __future__ import annotations
 
+import ast
 import copy
 import re
 from pathlib import Path
@@ -174,7 +175,7 @@ def glued(notebook: Any) -> dict[str, str]:
     """What ``glue`` kept in an executed notebook: name -> text."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return {
-        output.metadata["scrapbook"]["name"]: output.data["text/plain"].strip("'\"")
+        output.metadata["scrapbook"]["name"]: ast.literal_eval(output.data["text/plain"])
         for output in outputs
         if "scrapbook" in output.get("metadata", {})
     }

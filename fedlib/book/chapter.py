@@ -383,7 +383,10 @@ def glue(name: str, text: Any) -> None:
 
     ``name`` is unique in the book; the text has ``{glue:text}`` and the name.
     """
-    display({"text/plain": typeset(str(text))}, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
+    # as a literal, because the page evaluates it: bare, "+56" would lose its sign
+    display(
+        {"text/plain": repr(typeset(str(text)))}, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True
+    )
 
 
 def counted(number: int, noun: str) -> str:
