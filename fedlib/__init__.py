@@ -19,7 +19,7 @@ first use, so that ``import fedlib`` stays light::
 
     bars         what a claim must reach          card         where a number comes from
     construct    weights without training         claims       what a paper promised
-    compare      what has moved
+    record       rows that are not run again      compare      what has moved
     plots        how it looks                     explore      how a reader plays
     chapter      what every chapter does
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -26,11 +26,14 @@ from fedlib import checks, fingerprint
 from fedlib.algorithms import Algorithm, fedavg
 from fedlib.data import Data
 from fedlib.parallel import side_by_side
+from fedlib.partition import positions
 from fedlib.simulate import Run, Simulation, Split, sweep
 from fedlib.tuning import next_rate
 
 LAST = 5  # evaluations, whose mean is the level that a run has reached: the last one alone is partly luck
 OWN = ("data", "parts", "rounds", "lr", "seed", "tune_seed", "tune_rounds", "widen")  # what a row may say of the plan
+_SPLITS = ("parts", "test_parts", "val_parts")
+_ELSEWHERE = ("device", "engine", "chunk", "wave", "workers", "checkpoint_minutes")  # change no number beyond rounding
 _SIMULATION = {*inspect.signature(Simulation).parameters, "evaluate_every"} - {"model", "data", "parts", "lr", "seed"}
 
 
@@ -110,6 +113,18 @@ class Row:
         return np.where(reached.any(), reached.idxmax(), math.inf)
 
 
+class Recording(Protocol):
+    """Keeps finished rows."""
+
+    def get(self, table: str, row: str, description: Mapping[str, Any]) -> Row | None:
+        """A row that was recorded under this description."""
+        ...
+
+    def put(self, table: str, row: Row, description: Mapping[str, Any]) -> None:
+        """Keep a row."""
+        ...
+
+
 class Found(Mapping[str, Row]):
     """What an experiment gave: name -> :class:`Row`, in the order of its table; empty where it was not run."""
 
@@ -178,6 +193,7 @@ class Plan:
         options: the other arguments of :func:`fedlib.simulate.sweep` (``local_steps``, ``batch_size``, ...).
         checkpoint: ``(*words, **settings) -> path or None``, the checkpoint of a sweep; see
             :func:`fedlib.book.chapter.checkpoint_names`.
+        record: where finished rows are kept, and found instead of being run again; see :mod:`fedlib.book.record`.
         known: what has been run already; plans that come of each other share it.
     """
 
@@ -192,6 +208,7 @@ class Plan:
     widen: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Callable[..., Path | None] | None = None
+    record: Recording | None = None
     known: dict[tuple, Run] = field(default_factory=dict, repr=False)
 
     def __init__(
@@ -207,12 +224,13 @@ class Plan:
         tune_rounds: int | None = None,
         widen: int = 0,
         checkpoint: Callable[..., Path | None] | None = None,
+        record: Recording | None = None,
         **options: Any,
     ):
         values = {
             "model": model, "data": data, "parts": parts, "rounds": rounds, "lr": [*lr], "seed": [*seed],
             "tune_seed": [*tune_seed], "tune_rounds": tune_rounds, "widen": widen, "checkpoint": checkpoint,
-            "options": options, "known": {},
+            "record": record, "options": options, "known": {},
         }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -246,7 +264,7 @@ class Plan:
 
     def but(self, **changes: Any) -> Plan:
         """The same plan with other settings, of its own or of the simulation; what has been run stays known."""
-        own = {name: changes.pop(name) for name in [*changes] if name in (*OWN, "model", "checkpoint")}
+        own = {name: changes.pop(name) for name in [*changes] if name in (*OWN, "model", "checkpoint", "record")}
         listed = {name: [*own[name]] for name in ("lr", "seed", "tune_seed") if name in own}
         plan = object.__new__(Plan)
         for name, value in {**vars(self), **own, **listed, "options": {**self.options, **changes}}.items():
@@ -254,12 +272,15 @@ class Plan:
         plan._check()
         return plan
 
-    def run(self, rows: Mapping[str, Mapping[str, Any]], *, when: bool = True, first: Sequence[str] = ()) -> Found:
+    def run(
+        self, rows: Mapping[str, Mapping[str, Any]], name: str = "", *, when: bool = True, first: Sequence[str] = ()
+    ) -> Found:
         """Train every row, several side by side: first what chooses its rate, then the runs that are reported.
 
         Args:
             rows: name -> what differs, in words of the plan, of the simulation (``algorithm`` among them) or of the
                 model. A row with ``{"lr": [0.1]}`` chooses nothing.
+            name: of the table, in a record.
             when: False runs nothing, and gives an experiment without rows.
             first: rows that take longest; they are begun first.
 
@@ -268,78 +289,42 @@ class Plan:
         """
         if not when:
             return Found({})
-        entries = {name: _Entry.of(self, differs) for name, differs in rows.items()}
-        tried = self._tune(entries, first)
-        best = {
-            name: choose({lr: [_validation(run) for run in runs] for lr, runs in of_rates.items()})
-            for name, of_rates in tried.items()
-        }
-        rates = {name: best.get(name, entry.plan.lr[0]) for name, entry in entries.items()}
-        self._train([(name, e, [rates[name]], e.plan.seed, e.plan.rounds) for name, e in entries.items()], first)
-        found = {}
-        for name, entry in entries.items():
-            of_rates = tried.get(name, {})
-            scores = {lr: float(np.mean([level(_validation(run)) for run in runs])) for lr, runs in of_rates.items()}
-            runs = [self.known[entry.key(rates[name], seed, entry.plan.rounds)] for seed in entry.plan.seed]
-            found[name] = Row(name, dict(rows[name]), rates[name], dict(sorted(scores.items())), runs, of_rates)
-        return Found(found)
+        entries = {row: _Entry.of(self, row, differs) for row, differs in rows.items()}
+        found = {row: self._recorded(name, entry) for row, entry in entries.items()}
+        jobs: dict[tuple, _Entry] = {}  # rows that say the same are trained once, under the name of the first
+        for row, entry in entries.items():
+            if found[row] is None:
+                jobs.setdefault(entry.recipe, entry)
 
-    def _tune(self, entries: Mapping[str, _Entry], first: Sequence[str]) -> dict[str, dict[float, list[Run]]]:
-        """Of every row that chooses: rate -> the runs it is judged by."""
-        asked = {name: [*entry.plan.lr] for name, entry in entries.items() if entry.plan.chooses}
-        tried: dict[str, dict[float, list[Run]]] = {name: {} for name in asked}
-        added = dict.fromkeys(asked, 0)
-        while asked:
-            self._train(
-                [(n, entries[n], lrs, entries[n].plan.tune_seed, entries[n].tune_rounds) for n, lrs in asked.items()],
-                first,
-            )
-            for name, rates in asked.items():
-                entry = entries[name]
-                for lr in rates:
-                    keys = [entry.key(lr, seed, entry.tune_rounds) for seed in entry.plan.tune_seed]
-                    tried[name][lr] = [self.known[key] for key in keys]
-            asked = {name: more for name in asked if (more := self._wider(entries[name], tried[name], added, name))}
-        return tried
+        def train(recipe: tuple) -> Row:
+            entry = jobs[recipe]
+            return entry.train({key: run for key, run in self.known.items() if key[0] == entry.identity})
 
-    @staticmethod
-    def _wider(entry: _Entry, tried: Mapping[float, list[Run]], added: dict[str, int], name: str) -> list[float]:
-        """The next rate, where the best so far is at an end of those tried."""
-        validation = {lr: [_validation(run) for run in runs] for lr, runs in tried.items()}
-        best, scores = choose(validation), [np.mean([level(run) for run in runs]) for runs in validation.values()]
-        alike = np.isfinite(scores).all() and max(scores) - min(scores) < 1e-9
-        if added[name] >= entry.plan.widen or alike or best not in (min(tried), max(tried)):
-            return []
-        added[name] += 1
-        return [next_rate(best, -1 if best == min(tried) else 1)]
+        def keep(recipe: tuple, row: Row) -> None:
+            for run in _all(row):
+                self.known[jobs[recipe].key(run.config["lr"], run.config["seed"], run.config["rounds"])] = run
+            if self.record is not None:
+                self.record.put(name, row, jobs[recipe].description)
 
-    def _train(self, wanted: list[tuple[str, _Entry, list[float], Sequence[int], int]], first: Sequence[str]) -> None:
-        """Run what is not known yet, one sweep for each row and set of missing seeds, several side by side."""
-        jobs: dict[tuple, tuple[_Entry, list[float], list[int], int, str]] = {}
-        for name, entry, rates, seeds, rounds in wanted:
-            missing: dict[tuple[int, ...], list[float]] = {}
-            for lr in rates:
-                absent = tuple(seed for seed in seeds if entry.key(lr, seed, rounds) not in self.known)
-                if absent:
-                    missing.setdefault(absent, []).append(lr)
-            for absent, lrs in missing.items():
-                # rows that say the same are run once, under the name of the first
-                jobs.setdefault((entry.identity, *lrs, *absent, rounds), (entry, lrs, [*absent], rounds, name))
+        longest = [recipe for recipe, entry in jobs.items() if entry.name in first]
+        trained = side_by_side(train, jobs, first=longest, each=keep)
+        return Found(
+            {
+                row: replace(found[row] or trained[entry.recipe], name=row, differs=dict(rows[row]))
+                for row, entry in entries.items()
+            }
+        )
 
-        def train(key: tuple) -> list[Run]:
-            entry, lrs, seeds, rounds, name = jobs[key]
-            return entry.sweep(lrs, seeds, rounds, name)
-
-        longest = [key for key, job in jobs.items() if job[-1] in first]
-        trained = side_by_side(train, jobs, first=longest)
-        for key, (entry, _, _, rounds, _) in jobs.items():
-            for run in trained[key]:
-                self.known[entry.key(run.config["lr"], run.config["seed"], rounds)] = run
+    def _recorded(self, name: str, entry: _Entry) -> Row | None:
+        return None if self.record is None else self.record.get(name, entry.name, entry.description)
 
 
-def _validation(run: Run) -> Sequence[float]:
-    """What a choice may look at."""
-    return () if run.diverged is not None else run.history["validation"].tolist()
+def _validations(tried: Mapping[float, Sequence[Run]]) -> dict[float, list[Sequence[float]]]:
+    """What a choice may look at: rate -> the validation accuracies of each of its runs."""
+    return {
+        lr: [() if run.diverged is not None else run.history["validation"].tolist() for run in runs]
+        for lr, runs in tried.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -347,23 +332,24 @@ class _Entry:
     """A row with everything that the plan says of it."""
 
     plan: Plan
+    name: str
     algorithm: Algorithm
     words: Mapping[str, Any]
 
     @classmethod
-    def of(cls, plan: Plan, differs: Mapping[str, Any]) -> _Entry:
-        own = {name: value for name, value in differs.items() if name in OWN}
+    def of(cls, plan: Plan, name: str, differs: Mapping[str, Any]) -> _Entry:
+        own = {key: value for key, value in differs.items() if key in OWN}
         algorithm = differs.get("algorithm") or fedavg()
-        options = {name: value for name, value in differs.items() if name in _SIMULATION and name != "algorithm"}
-        rest = {k: v for k, v in differs.items() if k not in own and k not in options and k != "algorithm"}
+        options = {key: value for key, value in differs.items() if key in _SIMULATION and key != "algorithm"}
+        rest = {key: v for key, v in differs.items() if key not in own and key not in options and key != "algorithm"}
         try:
             bound = inspect.signature(plan.model).bind(**rest)
         except TypeError as error:
             known = (*OWN, *sorted(_SIMULATION), *inspect.signature(plan.model).parameters)
-            hints = "".join(checks.hint(name, known) for name in rest if name not in known)
+            hints = "".join(checks.hint(key, known) for key in rest if key not in known)
             raise ValueError(f"a row says {rest!r}, which the model does not take: {error}.{hints}") from error
         bound.apply_defaults()
-        return cls(plan.but(**own, **options), algorithm, bound.arguments)
+        return cls(plan.but(**own, **options), name, algorithm, bound.arguments)
 
     @property
     def tune_rounds(self) -> int:
@@ -371,18 +357,82 @@ class _Entry:
 
     @cached_property
     def identity(self) -> str:
-        """Equal for rows that are trained alike."""
+        """Equal for rows whose runs with the same rate and seed are the same."""
         plan = self.plan
         told = {"model": plan.model, "words": dict(self.words), "algorithm": self.algorithm, "parts": plan.parts}
         return fingerprint.of_functions({**told, "data": plan.data, "options": dict(plan.options)})
 
+    @cached_property
+    def recipe(self) -> tuple:
+        """Equal for rows that are trained alike."""
+        plan = self.plan
+        lists = (tuple(plan.lr), tuple(plan.seed), tuple(plan.tune_seed) if plan.chooses else ())
+        return self.identity, *lists, plan.rounds, self.tune_rounds if plan.chooses else 0, plan.widen
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What a record must agree with to stand for this row; code is not part of it, a record's card has that."""
+        plan = self.plan
+        seeds = (*plan.seed, *(plan.tune_seed if plan.chooses else ()))
+        parts = {seed: plan.parts(seed) if callable(plan.parts) else plan.parts for seed in seeds}
+        held = [fingerprint.of_parts(positions("parts", split, len(plan.data.x_train))) for split in parts.values()]
+        plain = {name: value for name, value in plan.options.items() if not callable(value) and name not in _SPLITS}
+        return {
+            "algorithm": [self.algorithm.name, dict(self.algorithm.settings)],
+            "model": {name: repr(value) for name, value in self.words.items()},
+            "data": fingerprint.of_data(plan.data),
+            "partition": fingerprint.of_text(*map(str, held)),
+            "lr": plan.lr, "seed": plan.seed, "rounds": plan.rounds, "widen": plan.widen,
+            "tuning": [plan.tune_seed, self.tune_rounds] if plan.chooses else None,
+            "options": {name: repr(value) for name, value in sorted(plain.items()) if name not in _ELSEWHERE},
+        }  # fmt: skip
+
     def key(self, lr: float, seed: int, rounds: int) -> tuple:
         return self.identity, float(lr), int(seed), rounds
 
-    def sweep(self, lr: Sequence[float], seed: Sequence[int], rounds: int, name: str) -> list[Run]:
+    def train(self, known: dict[tuple, Run]) -> Row:
+        """Choose the rate, then run it with the seeds that are reported."""
+        plan, tried, added = self.plan, {}, 0
+        rates = plan.lr if plan.chooses else []
+        while rates:
+            tried |= self._runs(known, rates, plan.tune_seed, self.tune_rounds)
+            wider = self._wider(tried) if added < plan.widen else None
+            rates, added = [] if wider is None else [wider], added + 1
+        best = choose(_validations(tried)) if tried else plan.lr[0]
+        runs = self._runs(known, [best], plan.seed, plan.rounds)[best]
+        scores = {lr: float(np.mean([level(run) for run in of_rate])) for lr, of_rate in _validations(tried).items()}
+        return Row(self.name, {}, best, dict(sorted(scores.items())), runs, tried)
+
+    @staticmethod
+    def _wider(tried: Mapping[float, list[Run]]) -> float | None:
+        """The next rate, where the best so far is at an end of those tried."""
+        best, scores = (
+            choose(_validations(tried)),
+            [level(run) for runs in _validations(tried).values() for run in runs],
+        )
+        alike = np.isfinite(scores).all() and max(scores) - min(scores) < 1e-9
+        if alike or best not in (min(tried), max(tried)):
+            return None
+        return next_rate(best, -1 if best == min(tried) else 1)
+
+    def _runs(
+        self, known: dict[tuple, Run], rates: Sequence[float], seeds: Sequence[int], rounds: int
+    ) -> dict[float, list[Run]]:
+        """rate -> its runs, one a seed; only those that are not known are trained."""
+        missing: dict[tuple[int, ...], list[float]] = {}
+        for lr in rates:
+            absent = tuple(seed for seed in seeds if self.key(lr, seed, rounds) not in known)
+            if absent:
+                missing.setdefault(absent, []).append(lr)
+        for absent, lrs in missing.items():
+            for run in self._sweep(lrs, absent, rounds):
+                known[self.key(run.config["lr"], run.config["seed"], rounds)] = run
+        return {lr: [known[self.key(lr, seed, rounds)] for seed in seeds] for lr in rates}
+
+    def _sweep(self, lr: Sequence[float], seed: Sequence[int], rounds: int) -> list[Run]:
         plan, words = self.plan, dict(self.words)
-        file = plan.checkpoint and plan.checkpoint(name, row=self.identity, lr=[*lr], seed=[*seed], rounds=rounds)
+        ask = {"row": self.identity, "lr": [*lr], "seed": [*seed], "rounds": rounds}
         return sweep(
             lambda: plan.model(**words), plan.data, plan.parts, self.algorithm, rounds=rounds, lr=lr, seed=seed,
-            checkpoint=file, progress=name, **plan.options,
+            checkpoint=plan.checkpoint and plan.checkpoint(self.name, **ask), progress=self.name, **plan.options,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, as_completed
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ def side_by_side(
     *,
     first: Collection[Hashable] = (),
     progress: bool | str = True,
+    each: Callable[[Any, Any], object] = lambda key, result: None,
 ) -> dict[Hashable, Any]:
     """``{key: function(key) for key in keys}``, several at a time; it changes no bit of a :class:`fedlib.simulate.Run`.
 
@@ -35,6 +36,7 @@ def side_by_side(
         keys: all different.
         first: the keys that take longest. They are begun first, so that none of them is left alone at the end.
         progress: show a progress bar over the keys; a string is its label.
+        each: called here with a key and its result as soon as that is there: to save it, say.
 
     Returns:
         The results in the order of ``keys``.
@@ -47,21 +49,28 @@ def side_by_side(
     if len(set(keys)) < len(keys):
         raise ValueError(f"keys must differ from one another, got {keys!r}")
     cores = workers.cores()
+    found: dict[Hashable, Any] = {}
     if min(cores, len(keys)) <= 1 or torch.cuda.is_available():
-        return {key: function(key) for key in keys}
+        for key in keys:
+            found[key] = function(key)
+            each(key, found[key])
+        return found
     executor = _executor(cores)  # also for fewer keys: a pool of another size would begin its processes anew
     begun = {key: executor.submit(_in_process, function, key) for key in sorted(keys, key=lambda key: key not in first)}
-    label = progress if isinstance(progress, str) else None
-    found = {}
+    label, key_of = progress if isinstance(progress, str) else None, {future: key for key, future in begun.items()}
     try:
-        for key in tqdm(keys, label, unit="sweep", leave=False, disable=not progress):
-            found[key], told = begun[key].result()
-            for warning in told:
-                warnings.warn(warning, stacklevel=2)
+        with tqdm(total=len(keys), desc=label, unit="sweep", leave=False, disable=not progress) as bar:
+            for future in as_completed(key_of):
+                key = key_of[future]
+                found[key], told = future.result()
+                for warning in told:
+                    warnings.warn(warning, stacklevel=2)
+                each(key, found[key])
+                bar.update()
     finally:
-        for future in begun.values():  # after an error nobody waits for the others
+        for future in key_of:  # after an error nobody waits for the others
             future.cancel()
-    return found
+    return {key: found[key] for key in keys}
 
 
 def warm_up() -> None:

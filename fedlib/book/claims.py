@@ -200,18 +200,18 @@ def preset_file(chapter: str, preset: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in JSON's own types; floats to 6 significant digits, non-finite ones as None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, pd.DataFrame):
-        return {str(name): _plain(column.tolist()) for name, column in value.items()}
+        return {str(name): plain(column.tolist()) for name, column in value.items()}
     if hasattr(value, "history"):  # a Run
-        return _plain(value.history)
+        return plain(value.history)
     if isinstance(value, (list, tuple, set, range)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # arrays and tensors, scalars among them
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -219,7 +219,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _dump(value: Any, indent: int = 0) -> str:
+def dump(value: Any, indent: int = 0) -> str:
     """JSON with one line for each list of plain values, so that a diff of two runs can be read."""
     pad = "  " * (indent + 1)
     nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(i, (dict, list)) for i in value))
@@ -227,10 +227,10 @@ def _dump(value: Any, indent: int = 0) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     if isinstance(value, dict):
         names = [json.dumps(key, ensure_ascii=False) for key in value]
-        lines = [f"{pad}{name}: {_dump(item, indent + 1)}" for name, item in zip(names, value.values(), strict=True)]
+        lines = [f"{pad}{name}: {dump(item, indent + 1)}" for name, item in zip(names, value.values(), strict=True)]
         opening, closing = "{", "}"
     else:
-        lines = [pad + _dump(item, indent + 1) for item in value]
+        lines = [pad + dump(item, indent + 1) for item in value]
         opening, closing = "[", "]"
     return opening + "\n" + ",\n".join(lines) + "\n" + "  " * indent + closing
 
@@ -280,7 +280,7 @@ def save_results(
     ids = [claim.id for claim in claims]
     if len(set(ids)) < len(ids):
         raise ValueError(f"claim ids must be unique, got {ids}")
-    content = _plain(
+    content = plain(
         {
             "name": name,
             "preset": preset,
@@ -291,7 +291,7 @@ def save_results(
             "curves": curves or {},
         }
     )
-    content["made"] = _plain(
+    content["made"] = plain(
         {
             "date": datetime.date.today().isoformat(),
             "wall_seconds": wall_time,
@@ -308,7 +308,7 @@ def save_results(
             return path
         raise ValueError(f"{name}.{preset} is not recorded: {why}; record from a second clone, and go on editing here")
     with replacing(path) as part:
-        part.write_text(_dump(content) + "\n", encoding="utf-8")
+        part.write_text(dump(content) + "\n", encoding="utf-8")
     return path
 
 

@@ -1,0 +1,107 @@
+"""Records that grow row by row: a finished row is saved with its own card and is not run again.
+
+A recording may be spread over days and lost machines: what is in the file is done. It lies in ``book/results/rows``,
+beside the claims that :func:`fedlib.book.claims.save_results` writes at the end, and holds what a page needs of a row:
+its rate, what it was chosen from, and the history of every run that is reported. Weights are not kept.
+
+    record = Record("02_layer_normalization", "cpu")
+    found = fl.Plan(network, data, parts, ..., record=record).run(METHODS, "methods")
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+from torch import nn
+
+from fedlib.book import card, claims
+from fedlib.experiment import Row
+from fedlib.files import replacing
+from fedlib.simulate import Run, Weights
+
+_KEPT = ("clients", "seed", "lr", "weight_decay", "clip", "engine", "precision", "device", "parts", "start", "rounds")
+
+
+class Gone:
+    """In the place of weights that a record does not keep."""
+
+    def network(self, client: int | None = None) -> nn.Module:
+        raise ValueError("this run was recorded, and a record keeps no weights: run it again for its network")
+
+
+def _run(kept: Mapping[str, Any]) -> Run:
+    history = pd.DataFrame(kept["history"]).astype(float).astype({"round": int})
+    return Run(kept["config"], history, pd.DataFrame(), kept["diverged"], kept["seconds"], cast(Weights, Gone()))
+
+
+class Record:
+    """The rows of one preset of a chapter on disk.
+
+    Args:
+        chapter, preset: what is recorded.
+        folder: default ``results/rows`` in the book's folder.
+
+    Raises:
+        ValueError: a tree with changes that are not committed, from which nobody could repeat a row; or a file that is
+            no such record.
+    """
+
+    def __init__(self, chapter: str, preset: str, folder: str | Path | None = None):
+        self.chapter, self.preset = chapter, preset
+        self.file = Path(folder or claims.book_folders("results")[0] / "rows") / f"{chapter}.{preset}.json"
+        self.content: dict[str, Any] = {"name": chapter, "preset": preset, "rows": {}}
+        if self.file.exists():
+            try:
+                self.content = json.loads(self.file.read_text(encoding="utf-8"))
+                _ = self.content["rows"].items()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{self.file} is no record of rows: {error!r}") from error
+
+    def get(self, table: str, row: str, description: Mapping[str, Any]) -> Row | None:
+        """The row as it was recorded, if that was made of the same things; its runs have no weights."""
+        kept = self.content["rows"].get(f"{table}: {row}")
+        if kept is None or kept["of"] != claims.plain(description):
+            return None
+        runs = [_run(one) for one in kept["runs"]]
+        tried = {float(rate): float("nan") if score is None else score for rate, score in kept["tried"].items()}
+        return Row(row, {}, kept["lr"], tried, runs)
+
+    def put(self, table: str, row: Row, description: Mapping[str, Any]) -> None:
+        """Keep a row, with its card.
+
+        Raises:
+            ValueError: nobody could repeat it.
+        """
+        made = {
+            "date": datetime.date.today().isoformat(),
+            "wall_seconds": sum({id(run): run.seconds for run in row.runs}.values()),
+            "hardware": card.hardware(),
+            "versions": card.versions(),
+            **card.made(self.chapter, self.preset, claims.preset_file(self.chapter, self.preset), row.runs),
+        }
+        if self.preset != "custom" and (why := card.unrepeatable(made)):
+            raise ValueError(f"{self.chapter}.{self.preset}, {row.name}, is not recorded: {why}")
+        self.content["rows"][f"{table}: {row.name}"] = claims.plain(
+            {
+                "of": description,
+                "lr": row.lr,
+                "tried": {f"{rate:g}": score for rate, score in row.tried.items()},
+                "runs": [
+                    {
+                        "config": {name: run.config[name] for name in _KEPT if name in run.config},
+                        "history": run.history,
+                        "diverged": run.diverged,
+                        "seconds": run.seconds,
+                    }
+                    for run in row.runs
+                ],
+                "made": made,
+            }
+        )
+        with replacing(self.file) as part:
+            part.write_text(claims.dump(self.content) + "\n", encoding="utf-8")

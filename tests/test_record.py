@@ -1,0 +1,128 @@
+"""Records that grow row by row."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import fedlib as fl
+from fedlib import experiment
+from fedlib.book import card, claims
+from fedlib.book.record import Record
+
+
+@pytest.fixture(scope="module")
+def data():
+    return fl.data.hold_out(fl.data.some(fl.data.load("digits"), 300, 100), 0.2)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Sweeps, run here, in a tree without changes."""
+    names = []
+
+    def side_by_side(function, keys, *, each, **_):
+        found = {}
+        for key in keys:
+            found[key] = function(key)
+            each(key, found[key])
+        return found
+
+    def sweep(*given, **options):
+        names.append(options["progress"])
+        return fl.sweep(*given, **options | {"progress": False})
+
+    monkeypatch.setattr(experiment, "side_by_side", side_by_side)
+    monkeypatch.setattr(experiment, "sweep", sweep)
+    monkeypatch.setattr(card, "commit", lambda *_: {"commit": "a" * 40, "clean": True})
+    monkeypatch.setattr(card, "versions", lambda: {"fedlib": "0.1.0"})
+    return names
+
+
+def plan(data, record, **changes):
+    given = {"rounds": 4, "lr": [0.03, 0.1], "seed": [100, 101], "local_steps": 2, "batch_size": 8, "device": "cpu"}
+    return fl.Plan(
+        lambda norm="none": fl.models.mlp(data.shape, 10, hidden=(8,), norm=norm), data,
+        lambda seed: fl.partition.n_class(data.y_train, 5, 2, seed=seed), record=record, **given | changes,
+    )  # fmt: skip
+
+
+ROWS = {"plain": {}, "LN": {"norm": "layer"}}
+
+
+def test_a_finished_row_is_found_in_a_new_process_and_not_run_again(data, ran, tmp_path):
+    found = plan(data, Record("02_x", "cpu", tmp_path)).run({"plain": {}}, "methods")
+    assert ran == ["plain"] * 2
+    del ran[:]
+    again = plan(data, Record("02_x", "cpu", tmp_path)).run(ROWS, "methods")
+    assert ran == ["LN"] * 2
+    for name in ("levels", "last"):
+        np.testing.assert_allclose(getattr(again["plain"], name)(), getattr(found["plain"], name)(), rtol=1e-5)
+    assert again["plain"].lr == found["plain"].lr and again["plain"].tried == pytest.approx(found["plain"].tried, 1e-5)
+    assert again["plain"].bound == found["plain"].bound
+    np.testing.assert_allclose(again["plain"].rounds_to(20), found["plain"].rounds_to(20))
+    assert again.table()["seeds"].tolist() == [2, 2]
+    assert again["LN"].runs[0].model() is not None
+    with pytest.raises(ValueError, match="this run was recorded, and a record keeps no weights"):
+        again["plain"].runs[0].model()
+    content = json.loads((tmp_path / "02_x.cpu.json").read_text(encoding="utf-8"))
+    assert list(content["rows"]) == ["methods: plain", "methods: LN"]
+    made = content["rows"]["methods: LN"]["made"]
+    assert made["commit"] == "a" * 40 and made["digests"]["code"] == card.code() and made["wall_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rounds": 5}, {"lr": [0.1]}, {"seed": [100, 102]}, {"tune_seed": [3]}, {"local_steps": 3}, {"widen": 1}],
+)
+def test_a_row_of_something_else_is_run(data, ran, tmp_path, changes):
+    plan(data, Record("02_x", "cpu", tmp_path)).run({"plain": {}}, "methods")
+    del ran[:]
+    plan(data, Record("02_x", "cpu", tmp_path), **changes).run({"plain": {}}, "methods")
+    assert ran
+
+
+def test_where_it_is_computed_and_under_which_table_name(data, ran, tmp_path):
+    plan(data, Record("02_x", "cpu", tmp_path)).run({"plain": {}}, "methods")
+    del ran[:]
+    plan(data, Record("02_x", "cpu", tmp_path), engine="clients", workers=1).run({"plain": {}}, "methods")
+    assert ran == []
+    plan(data, Record("02_x", "cpu", tmp_path)).run({"plain": {}}, "ablations")
+    assert ran
+
+
+def test_other_labels_or_another_partition_are_another_row(data, ran, tmp_path):
+    plan(data, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"plain": {}})
+    del ran[:]
+    one_label = data.y_train.clone()
+    one_label[0] = (one_label[0] + 1) % 10
+    changed = dataclasses.replace(data, y_train=one_label)
+    plan(changed, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"plain": {}})
+    assert ran == ["plain"]
+    del ran[:]
+    other = {"parts": lambda seed: fl.partition.iid(data.y_train, 5, seed=seed)}
+    plan(data, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"plain": other})
+    assert ran == ["plain"]
+
+
+def test_a_row_that_nobody_could_repeat_is_not_kept(data, ran, tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "commit", lambda *_: {"commit": "a" * 40, "clean": False})
+    with pytest.raises(ValueError, match="02_x.cpu, plain, is not recorded: .* not committed"):
+        plan(data, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"plain": {}})
+    assert not list(tmp_path.iterdir())
+    plan(data, Record("02_x", "custom", tmp_path), lr=[0.1]).run({"plain": {}})
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_no_record_is_refused(tmp_path):
+    (tmp_path / "02_x.cpu.json").write_text('{"rows": 3}', encoding="utf-8")
+    with pytest.raises(ValueError, match="02_x.cpu.json is no record of rows"):
+        Record("02_x", "cpu", tmp_path)
+
+
+def test_results_of_chapters_do_not_see_the_rows(tmp_path, monkeypatch):
+    assert Record("02_x", "cpu").file.parent.name == "rows"
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "02_x.cpu.json").write_text("{}", encoding="utf-8")
+    assert claims.load_results(tmp_path) == {}
