@@ -19,7 +19,8 @@ first use, so that ``import fedlib`` stays light::
 
     bars         what a claim must reach          card         where a number comes from
     construct    weights without training         claims       what a paper promised
-    record       rows that are not run again      compare      what has moved
+    record       rows that are not run again      run          experiments without a notebook
+    compare      what has moved
     plots        how it looks                     explore      how a reader plays
     chapter      what every chapter does
 

@@ -31,6 +31,7 @@ from fedlib.simulate import Run, Simulation, Split, sweep
 from fedlib.tuning import next_rate
 
 LAST = 5  # evaluations, whose mean is the level that a run has reached: the last one alone is partly luck
+FIRST = 3  # rounds, by which a record is replayed
 OWN = ("data", "parts", "rounds", "lr", "seed", "tune_seed", "tune_rounds", "widen")  # what a row may say of the plan
 _SPLITS = ("parts", "test_parts", "val_parts")
 _ELSEWHERE = ("device", "engine", "chunk", "wave", "workers", "checkpoint_minutes")  # change no number beyond rounding
@@ -66,6 +67,8 @@ class Row:
             nothing was chosen.
         runs: those that are reported, one a seed.
         tuning: rate -> the runs that it was judged by.
+        first: where the first of its seeds stands after three rounds (:func:`fedlib.fingerprint.of_weights`), by which
+            a record is replayed; () where nothing is recorded.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Row:
     tried: Mapping[float, float]
     runs: Sequence[Run]
     tuning: Mapping[float, Sequence[Run]] = field(default_factory=dict, repr=False)
+    first: Sequence[float] = ()
 
     @property
     def bound(self) -> bool:
@@ -116,8 +120,10 @@ class Row:
 class Recording(Protocol):
     """Keeps finished rows."""
 
-    def get(self, table: str, row: str, description: Mapping[str, Any]) -> Row | None:
-        """A row that was recorded under this description."""
+    def get(
+        self, table: str, row: str, description: Mapping[str, Any], again: Callable[[float], Sequence[float]]
+    ) -> Row | None:
+        """A row that was recorded under this description; ``again(lr)`` is what its first rounds give now."""
         ...
 
     def put(self, table: str, row: Row, description: Mapping[str, Any]) -> None:
@@ -316,7 +322,7 @@ class Plan:
         )
 
     def _recorded(self, name: str, entry: _Entry) -> Row | None:
-        return None if self.record is None else self.record.get(name, entry.name, entry.description)
+        return None if self.record is None else self.record.get(name, entry.name, entry.description, entry.first)
 
 
 def _validations(tried: Mapping[float, Sequence[Run]]) -> dict[float, list[Sequence[float]]]:
@@ -401,7 +407,13 @@ class _Entry:
         best = choose(_validations(tried)) if tried else plan.lr[0]
         runs = self._runs(known, [best], plan.seed, plan.rounds)[best]
         scores = {lr: float(np.mean([level(run) for run in of_rate])) for lr, of_rate in _validations(tried).items()}
-        return Row(self.name, {}, best, dict(sorted(scores.items())), runs, tried)
+        first = [] if plan.record is None else self.first(best)
+        return Row(self.name, {}, best, dict(sorted(scores.items())), runs, tried, first)
+
+    def first(self, lr: float) -> list[float]:
+        """Where the first seed stands after three rounds."""
+        (run,) = self._sweep([lr], self.plan.seed[:1], FIRST, checkpoint=False)
+        return fingerprint.of_weights([run.weights.w])[0].tolist()
 
     @staticmethod
     def _wider(tried: Mapping[float, list[Run]]) -> float | None:
@@ -429,10 +441,11 @@ class _Entry:
                 known[self.key(run.config["lr"], run.config["seed"], rounds)] = run
         return {lr: [known[self.key(lr, seed, rounds)] for seed in seeds] for lr in rates}
 
-    def _sweep(self, lr: Sequence[float], seed: Sequence[int], rounds: int) -> list[Run]:
+    def _sweep(self, lr: Sequence[float], seed: Sequence[int], rounds: int, checkpoint: bool = True) -> list[Run]:
         plan, words = self.plan, dict(self.words)
+        file = plan.checkpoint if checkpoint else None
         ask = {"row": self.identity, "lr": [*lr], "seed": [*seed], "rounds": rounds}
         return sweep(
             lambda: plan.model(**words), plan.data, plan.parts, self.algorithm, rounds=rounds, lr=lr, seed=seed,
-            checkpoint=plan.checkpoint and plan.checkpoint(self.name, **ask), progress=self.name, **plan.options,
+            checkpoint=file and file(self.name, **ask), progress=self.name, **plan.options,
         )  # fmt: skip

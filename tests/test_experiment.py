@@ -141,7 +141,7 @@ def test_rates_go_on_past_an_end_while_the_best_is_there(data, here, monkeypatch
     def swept(model, data, parts, algorithm, *, lr, seed, rounds, **_):
         return [
             Run(
-                {"lr": rate, "seed": s},
+                {"lr": rate, "seed": s, "rounds": rounds},
                 history([1 - abs(math.log10(rate / peak))] * 5),
                 pd.DataFrame(),
                 None,

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
 import fedlib as fl
 from fedlib import experiment
-from fedlib.book import card, claims
+from fedlib.book import card, claims, record, run
 from fedlib.book.record import Record
 
 
@@ -53,10 +54,10 @@ ROWS = {"plain": {}, "LN": {"norm": "layer"}}
 
 def test_a_finished_row_is_found_in_a_new_process_and_not_run_again(data, ran, tmp_path):
     found = plan(data, Record("02_x", "cpu", tmp_path)).run({"plain": {}}, "methods")
-    assert ran == ["plain"] * 2
+    assert ran == ["plain"] * 3  # tuning, the chosen rate, and the three rounds by which it can be replayed
     del ran[:]
     again = plan(data, Record("02_x", "cpu", tmp_path)).run(ROWS, "methods")
-    assert ran == ["LN"] * 2
+    assert ran == ["LN"] * 3
     for name in ("levels", "last"):
         np.testing.assert_allclose(getattr(again["plain"], name)(), getattr(found["plain"], name)(), rtol=1e-5)
     assert again["plain"].lr == found["plain"].lr and again["plain"].tried == pytest.approx(found["plain"].tried, 1e-5)
@@ -99,11 +100,11 @@ def test_other_labels_or_another_partition_are_another_row(data, ran, tmp_path):
     one_label[0] = (one_label[0] + 1) % 10
     changed = dataclasses.replace(data, y_train=one_label)
     plan(changed, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"plain": {}})
-    assert ran == ["plain"]
+    assert ran == ["plain"] * 2
     del ran[:]
     other = {"parts": lambda seed: fl.partition.iid(data.y_train, 5, seed=seed)}
     plan(data, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"plain": other})
-    assert ran == ["plain"]
+    assert ran == ["plain"] * 2
 
 
 def test_a_row_that_nobody_could_repeat_is_not_kept(data, ran, tmp_path, monkeypatch):
@@ -126,3 +127,102 @@ def test_results_of_chapters_do_not_see_the_rows(tmp_path, monkeypatch):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "02_x.cpu.json").write_text("{}", encoding="utf-8")
     assert claims.load_results(tmp_path) == {}
+
+
+# --- experiments without their notebook, and replays ---
+
+PARAMETERS = "rounds = 3\nlr = 0.1\nseeds = [100, 101]\nlabel = None\n"
+EXPERIMENT = """
+data = fl.data.some(fl.data.load("digits"), 200, 50)
+if label is not None:
+    data.y_train[0] = label
+
+
+def network(norm="none"):
+    return fl.models.mlp(data.shape, 10, hidden=(8,), norm=norm)
+
+
+plan = fl.Plan(network, data, lambda s: fl.partition.iid(data.y_train, 4, seed=s), rounds=rounds, lr=[lr], seed=seeds,
+               local_steps=2, batch_size=8, device="cpu", record=record)
+found = plan.run({"plain": {}, "LN": {"norm": "layer"}}, "methods")
+"""
+
+
+@pytest.fixture
+def chapter(tmp_path, monkeypatch):
+    book = tmp_path / "book"
+    (book / "params").mkdir(parents=True)
+    monkeypatch.setattr(claims, "book_folder", lambda: book)
+
+    def write(experiment=EXPERIMENT, **preset):
+        cells = [("parameters", PARAMETERS), ("", "import IPython, matplotlib; 1 / 0"), ("experiment", experiment)]
+        content = {"cells": [{"metadata": {"tags": [tag]}, "source": source} for tag, source in cells]}
+        (book / "02_x.ipynb").write_text(json.dumps(content), encoding="utf-8")
+        (book / "params" / "02_x.quick.yaml").write_text(json.dumps({"rounds": 3, **preset}), encoding="utf-8")
+        return book
+
+    return write
+
+
+def lines(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line]
+
+
+def test_experiments_run_without_their_notebook_and_are_replayed(ran, chapter, capsys):
+    chapter()
+    assert run.main(["02_x"]) == 0 and ran == ["plain", "plain", "LN", "LN"]  # each once more, for three rounds
+    assert lines(capsys) == ["methods: plain: recorded", "methods: LN: recorded"]
+    del ran[:]
+    assert run.main(["02_x"]) == 0 and ran == [] and lines(capsys)
+    assert run.main(["02_x", "--replay"]) == 0 and ran == ["plain", "LN"]
+    assert lines(capsys) == ["methods: plain: same", "methods: LN: same"]
+
+
+def test_one_yaml_value_or_one_label_makes_a_row_stale(ran, chapter, capsys):
+    chapter()
+    run.main(["02_x"])
+    lines(capsys)
+    chapter(rounds=4)
+    assert run.main(["02_x", "--replay"]) == 1
+    assert lines(capsys) == ["methods: plain: stale: rounds differ", "methods: LN: stale: rounds differ"]
+    label = int((fl.data.some(fl.data.load("digits"), 200, 50).y_train[0] + 1) % 10)
+    chapter(label=label)
+    assert run.main(["02_x", "--replay"]) == 1
+    assert lines(capsys)[0] == "methods: plain: stale: data differ"
+
+
+def test_code_that_changes_numbers_makes_a_row_stale_and_other_code_does_not(ran, chapter, capsys, monkeypatch):
+    chapter()
+    run.main(["02_x"])
+    lines(capsys)
+    monkeypatch.setattr(card, "code", lambda: "another")
+    assert run.main(["02_x", "--replay"]) == 0 and lines(capsys)[0] == "methods: plain: same"
+    changed = EXPERIMENT.replace("return fl", "torch.manual_seed(5)\n    return fl")  # other initial weights
+    chapter(changed)
+    assert run.main(["02_x", "--replay"]) == 1
+    assert re.fullmatch(r"methods: plain: stale: the first rounds differ by \de[+-]\d\d", lines(capsys)[0])
+
+
+def test_a_row_that_is_not_recorded_is_not_trained_by_a_replay(ran, chapter, capsys):
+    chapter(EXPERIMENT.replace('"plain": {}, ', ""))
+    run.main(["02_x"])
+    lines(capsys)
+    del ran[:]
+    chapter()
+    assert run.main(["02_x", "--replay"]) == 0 and ran == ["LN"]
+    assert lines(capsys) == ["methods: plain: not recorded", "methods: LN: same"]
+
+
+def test_rounding_agrees():
+    assert record._agree([1.0, 2.0], [1.0, 2.0]) == "same"
+    assert record._agree([1.0, 2.0], [1.0, 2.0001]) == "agrees"
+    assert record._agree([1.0, 2.0], [1.0, 2.001]).startswith("stale: the first rounds differ by 5e-04")
+
+
+def test_a_chapter_without_such_cells_or_with_another_parameter_is_refused(chapter, tmp_path):
+    book = chapter(nonsense=3)
+    with pytest.raises(ValueError, match="parameter 'nonsense' does not exist in .*02_x.ipynb"):
+        run.main(["02_x"])
+    (book / "02_x.ipynb").write_text(json.dumps({"cells": []}), encoding="utf-8")
+    with pytest.raises(ValueError, match="02_x.ipynb has no cell that is tagged 'parameters'"):
+        run.main(["02_x"])

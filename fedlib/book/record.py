@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from fedlib.experiment import Row
 from fedlib.files import replacing
 from fedlib.simulate import Run, Weights
 
+TOLERANCE = 1e-4  # of the first rounds, by which another machine or a change of code may move them
 _KEPT = ("clients", "seed", "lr", "weight_decay", "clip", "engine", "precision", "device", "parts", "start", "rounds")
 
 
@@ -62,14 +64,18 @@ class Record:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{self.file} is no record of rows: {error!r}") from error
 
-    def get(self, table: str, row: str, description: Mapping[str, Any]) -> Row | None:
+    def get(
+        self, table: str, row: str, description: Mapping[str, Any], again: Callable[[float], Sequence[float]]
+    ) -> Row | None:
         """The row as it was recorded, if that was made of the same things; its runs have no weights."""
         kept = self.content["rows"].get(f"{table}: {row}")
-        if kept is None or kept["of"] != claims.plain(description):
-            return None
+        return None if kept is None or kept["of"] != claims.plain(description) else self._row(row, kept)
+
+    @staticmethod
+    def _row(row: str, kept: Mapping[str, Any]) -> Row:
         runs = [_run(one) for one in kept["runs"]]
         tried = {float(rate): float("nan") if score is None else score for rate, score in kept["tried"].items()}
-        return Row(row, {}, kept["lr"], tried, runs)
+        return Row(row, {}, kept["lr"], tried, runs, first=[*map(float.fromhex, kept["first"])])
 
     def put(self, table: str, row: Row, description: Mapping[str, Any]) -> None:
         """Keep a row, with its card.
@@ -91,6 +97,7 @@ class Record:
                 "of": description,
                 "lr": row.lr,
                 "tried": {f"{rate:g}": score for rate, score in row.tried.items()},
+                "first": [float.hex(number) for number in row.first],
                 "runs": [
                     {
                         "config": {name: run.config[name] for name in _KEPT if name in run.config},
@@ -105,3 +112,40 @@ class Record:
         )
         with replacing(self.file) as part:
             part.write_text(claims.dump(self.content) + "\n", encoding="utf-8")
+
+
+@dataclass
+class Replay:
+    """In the place of a record: runs the first rounds of its rows again, and says which still give what they gave.
+
+    Attributes:
+        record: which.
+        found: ``"table: row"`` -> ``"same"`` (to the bit), ``"agrees"``, or ``"stale"`` and why, or ``"not recorded"``.
+    """
+
+    record: Record
+    found: dict[str, str] = field(default_factory=dict)
+
+    def get(
+        self, table: str, row: str, description: Mapping[str, Any], again: Callable[[float], Sequence[float]]
+    ) -> Row | None:
+        name = f"{table}: {row}"
+        kept = self.record.content["rows"].get(name)
+        if kept is None:
+            self.found[name] = "not recorded"
+            return Row(row, {}, description["lr"][0], {}, ())  # it is not trained now either
+        recorded, now = self.record._row(row, kept), claims.plain(description)
+        differ = [key for key in now if kept["of"].get(key) != now[key]]
+        told = f"stale: {', '.join(differ)} differ" if differ else _agree(recorded.first, again(recorded.lr))
+        self.found[name] = told
+        return recorded
+
+    def put(self, table: str, row: Row, description: Mapping[str, Any]) -> None:
+        """A row that is not recorded stays so."""
+
+
+def _agree(before: Sequence[float], now: Sequence[float]) -> str:
+    if [*before] == [*now]:
+        return "same"
+    off = max(abs(a - b) for a, b in zip(before, now, strict=True)) / max(map(abs, before))
+    return "agrees" if off <= TOLERANCE else f"stale: the first rounds differ by {off:.0e}"
