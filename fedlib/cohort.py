@@ -566,7 +566,7 @@ class Trainer:
             gradients = torch.autograd.grad(loss, learning, allow_unused=True)
             total = total + loss.detach()
             if not self.direction:
-                _descend(learning, gradients, rate, loss_of.fused)
+                _descend(learning, gradients, rate, loss_of.rate.stepped)
             else:
                 gradients = _with_zeros(gradients, parameters)
                 self._step(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), row, local)
@@ -694,16 +694,15 @@ class Graphs:
 
 
 def _descend(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], rate: tuple[Any, Any], fused: Collection[Tensor]
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], rate: tuple[Any, Any], stepped: set[Tensor]
 ) -> None:
     """A step of plain SGD of all parameters but those that have taken it by themselves; unused ones only decay."""
     lr, decay = rate
-    some = [p for p in parameters if p not in fused]
-    own = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True) if p not in fused
-    ]
-    if not some:
+    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if p not in stepped]
+    stepped.clear()
+    if not pairs:
         return
+    some, own = [p for p, _ in pairs], [torch.zeros_like(p) if g is None else g for p, g in pairs]
     with torch.no_grad():
         if isinstance(lr, Tensor):
             torch._foreach_mul_(some, 1 - lr * decay)

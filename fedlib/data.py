@@ -359,6 +359,8 @@ def some(
                     f"over, got {validation}; fl.data.hold_out takes them from those that would be trained on"
                 )
             changed |= _taken(data, "train", "val", order[number : number + validation])
+    if validation and data.is_text:
+        raise ValueError(f"{data.name!r} is a text, whose windows overlap: take validation windows by fl.data.hold_out")
     if validation and images is None:
         raise ValueError("validation takes what `images` leaves over, and that keeps all; see fl.data.hold_out")
     return dataclasses.replace(data, **changed)
@@ -368,16 +370,17 @@ def hold_out(data: Data, share: float = 0.2, seed: int = 0) -> Data:
     """A data set some of whose training images have become validation images: the same share of every class.
 
     And of every class of every domain, where there are domains. Each gives ``share`` of its images, rounded, at least
-    one and at most all but one. Of a text, every domain (a speaker, say) gives its last windows, and one window between
-    these and the others is left out, for neighbours overlap. Rates and other choices are made on these, so that the
-    test images are looked at once.
+    one and at most all but one. Of a text, every domain (a speaker, say) gives its last windows, and as many between
+    these and the others are left out as share a character with them. Rates and other choices are made on these, so
+    that the test images are looked at once.
 
     Args:
         share: between 0 and 1.
         seed: of the choice.
 
     Raises:
-        ValueError: a share that is not that, a set that has validation images already, or a group of one image.
+        ValueError: a share that is not that, a set that has validation images already, a group of one image, or a text
+            whose windows are not in their order.
     """
     if not (checks.is_number(share) and 0 < share < 1):
         raise ValueError(f"share must lie between 0 and 1, got {share!r}")
@@ -389,7 +392,7 @@ def hold_out(data: Data, share: float = 0.2, seed: int = 0) -> Data:
     rng, kept, held = np.random.default_rng(seed), [], []
     for d, c in sorted({*zip(domain.tolist(), label.tolist(), strict=True)}):
         members = np.flatnonzero((domain == d) & (label == c))
-        gap = int(data.is_text)
+        gap = _overlapping(data.name, data.x_train[torch.from_numpy(members)].numpy(force=True)) if data.is_text else 0
         if len(members) < 2 + gap:
             what = f"domain {data.domains[d]!r}" if data.is_text else f"class {data.classes[c]!r}"
             raise ValueError(f"{data.name!r} has {len(members)} training example(s) of {what}: too few to hold any out")
@@ -403,6 +406,30 @@ def hold_out(data: Data, share: float = 0.2, seed: int = 0) -> Data:
         rows = changed["x_train"].permute(0, 2, 3, 1).numpy(force=True)
         changed["mean"], changed["std"] = _moments(_levels(rows))
     return dataclasses.replace(data, **changed)
+
+
+SENTENCE = 8  # characters that seldom repeat
+
+
+def _overlapping(name: str, windows: np.ndarray) -> int:
+    """How many windows of one text follow each window that share a character with it or its label."""
+    n, L = windows.shape
+    for stride in range(1, L if n > 1 else 1):
+        if (windows[:-1, stride:] == windows[1:, :-stride]).all():
+            return -(-(L + 1) // stride) - 1
+    # No two neighbours overlap. If most windows overlap another one by half, they do but were torn apart; of short
+    # windows that is language.
+    half, torn = L // 2, np.zeros(n, bool)
+    ends = {row.tobytes(): i for i, row in enumerate(windows[:, L - half :])}
+    for start in range(half + 1 if half >= SENTENCE else 0):
+        before = [ends.get(row.tobytes(), j) for j, row in enumerate(windows[:, start : start + half])]
+        torn |= np.array(before) != np.arange(n)
+    if torn.mean() > 0.5:
+        raise ValueError(
+            f"{name!r} has windows that are not in the order of their text, as fl.data.some leaves them: neighbours "
+            "would come to lie on both sides; hold out first"
+        )
+    return 1
 
 
 def _taken(data: Data, split: str, to: str, index: torch.Tensor) -> dict[str, torch.Tensor]:

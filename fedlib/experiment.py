@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,18 +24,18 @@ from torch import nn
 
 from fedlib import checks, fingerprint
 from fedlib.algorithms import Algorithm, fedavg
-from fedlib.data import Data
+from fedlib.data import Data, as_array
 from fedlib.parallel import side_by_side
-from fedlib.partition import positions
 from fedlib.simulate import Run, Simulation, Split, sweep
 from fedlib.tuning import next_rate
 
 LAST = 5  # evaluations, whose mean is the level that a run has reached: the last one alone is partly luck
 FIRST = 3  # rounds, by which a record is replayed
 OWN = ("data", "parts", "rounds", "lr", "seed", "tune_seed", "tune_rounds", "widen")  # what a row may say of the plan
-_SPLITS = ("parts", "test_parts", "val_parts")
+_SPLITS = ("test_parts", "val_parts")
 _ELSEWHERE = ("device", "engine", "chunk", "wave", "workers", "checkpoint_minutes")  # change no number beyond rounding
-_SIMULATION = {*inspect.signature(Simulation).parameters, "evaluate_every"} - {"model", "data", "parts", "lr", "seed"}
+_SIMULATION = {*inspect.signature(Simulation).parameters, "evaluate_every", "checkpoint_minutes"}
+_SIMULATION -= {"model", "data", "parts", "lr", "seed", "algorithm"}
 
 
 def level(values: Sequence[float] | pd.Series) -> float:
@@ -82,15 +82,12 @@ class Row:
     @property
     def bound(self) -> bool:
         """Whether the best rate is the smallest or the largest that was tried: a better one may lie beyond."""
-        found = [score for score in self.tried.values() if math.isfinite(score)]
-        equal = len(found) == len(self.tried) and max(found) - min(found) < 1e-9
-        return len(self.tried) > 1 and not equal and self.lr in (min(self.tried), max(self.tried))
+        return len(self.tried) > 1 and not _alike(self.tried) and self.lr in (min(self.tried), max(self.tried))
 
     def curves(self, column: str = "accuracy") -> pd.DataFrame:
         """A column of the history: one line per evaluated round, one column per seed; NaN after a run diverged."""
-        return pd.DataFrame(
-            {run.config["seed"]: run.history.set_index("round")[column] for run in self.runs}
-        ).sort_index()
+        by_seed = {run.config["seed"]: run.history.set_index("round")[column] for run in self.runs}
+        return pd.DataFrame(by_seed).sort_index().astype(float)
 
     def levels(self, column: str = "accuracy") -> np.ndarray:
         """(seeds,), per cent: the mean of the last five evaluations of each run; NaN for one that diverged."""
@@ -101,20 +98,32 @@ class Row:
         return np.array([100 * run.history[column].iloc[-1] if run.diverged is None else math.nan for run in self.runs])
 
     def at(self, t: int, column: str = "accuracy") -> np.ndarray:
-        """(seeds,), per cent, at the last evaluation up to round t.
+        """(seeds,), per cent, at the last evaluation up to round t; NaN for a run that had diverged by then.
 
         Raises:
             ValueError: nothing was evaluated by then.
         """
         curves = self.curves(column)
-        if t < curves.index[0]:
+        if len(curves) and t < curves.index[0]:
             raise ValueError(f"round must be at least {curves.index[0]}, the first that was evaluated, got {t}")
-        return 100 * curves.loc[:t].iloc[-1].to_numpy()
+        found = []
+        for run in self.runs:
+            lines, every = run.history[run.history["round"] <= t], run.config.get("evaluate_every")
+            due = max([*curves.index[curves.index <= t], t // every * every if every else 0])
+            lost = run.diverged is not None and (not len(lines) or lines["round"].iloc[-1] < due)
+            found.append(math.nan if lost else 100 * float(lines[column].iloc[-1]))
+        return np.array(found)
 
     def rounds_to(self, accuracy: float, column: str = "accuracy") -> np.ndarray:
         """(seeds,), the first evaluated round with at least this accuracy, in per cent; infinite where none has it."""
-        reached = 100 * self.curves(column) >= accuracy
-        return np.where(reached.any(), reached.idxmax(), math.inf)
+        reached = [run.history.loc[100 * run.history[column] >= accuracy, "round"] for run in self.runs]
+        return np.array([float(rounds.iloc[0]) if len(rounds) else math.inf for rounds in reached])
+
+
+def _alike(tried: Mapping[float, float]) -> bool:
+    """Whether all rates score the same."""
+    scores = [*tried.values()]
+    return bool(np.isfinite(scores).all()) and max(scores) - min(scores) < 1e-9
 
 
 class Recording(Protocol):
@@ -173,8 +182,8 @@ class Found(Mapping[str, Row]):
 
     @property
     def seconds(self) -> float:
-        """Of training, all runs together."""
-        return sum({id(run): run.seconds for row in self.values() for run in _all(row)}.values())
+        """Of training, all sweeps together; the runs of one share its time."""
+        return sum({run.seconds for row in self.values() for run in _all(row)})
 
 
 def _all(row: Row) -> list[Run]:
@@ -233,6 +242,9 @@ class Plan:
         record: Recording | None = None,
         **options: Any,
     ):
+        for name, given in (("lr", lr), ("seed", seed), ("tune_seed", tune_seed)):
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise ValueError(f"{name} must be a list of values, got {given!r}")
         values = {
             "model": model, "data": data, "parts": parts, "rounds": rounds, "lr": [*lr], "seed": [*seed],
             "tune_seed": [*tune_seed], "tune_rounds": tune_rounds, "widen": widen, "checkpoint": checkpoint,
@@ -252,6 +264,8 @@ class Plan:
             if not values or len({*values}) < len(values):
                 raise ValueError(f"{name} must hold at least one value, none twice, got {values!r}")
         unknown = next((name for name in self.options if name not in _SIMULATION), None)
+        if unknown == "algorithm":
+            raise ValueError("algorithm belongs into a row: {'FedProx': {'algorithm': fl.algorithms.fedprox()}}")
         if unknown is not None:
             raise ValueError(f"{unknown!r} is no argument of a sweep.{checks.hint(unknown, _SIMULATION)}")
         if self.chooses:
@@ -266,7 +280,7 @@ class Plan:
     @property
     def chooses(self) -> bool:
         """Whether there is more than one rate to choose from."""
-        return len(self.lr) > 1 or self.widen > 0
+        return len(self.lr) > 1
 
     def but(self, **changes: Any) -> Plan:
         """The same plan with other settings, of its own or of the simulation; what has been run stays known."""
@@ -295,6 +309,9 @@ class Plan:
         """
         if not when:
             return Found({})
+        named = next((row for row in rows if not isinstance(row, str)), None)
+        if named is not None:
+            raise ValueError(f"a row's name must be a text, got {named!r}")
         entries = {row: _Entry.of(self, row, differs) for row, differs in rows.items()}
         found = {row: self._recorded(name, entry) for row, entry in entries.items()}
         jobs: dict[tuple, _Entry] = {}  # rows that say the same are trained once, under the name of the first
@@ -309,8 +326,10 @@ class Plan:
         def keep(recipe: tuple, row: Row) -> None:
             for run in _all(row):
                 self.known[jobs[recipe].key(run.config["lr"], run.config["seed"], run.config["rounds"])] = run
-            if self.record is not None:
-                self.record.put(name, row, jobs[recipe].description)
+            alike = [e for e in entries.values() if e.recipe == recipe and found[e.name] is None]
+            for entry in alike:
+                if self.record is not None:
+                    self.record.put(name, replace(row, name=entry.name), entry.description)
 
         longest = [recipe for recipe, entry in jobs.items() if entry.name in first]
         trained = side_by_side(train, jobs, first=longest, each=keep)
@@ -333,6 +352,18 @@ def _validations(tried: Mapping[float, Sequence[Run]]) -> dict[float, list[Seque
     }
 
 
+def _scores(tried: Mapping[float, Sequence[Run]]) -> dict[float, float]:
+    """rate -> mean validation level of its runs."""
+    return {lr: float(np.mean([level(run) for run in runs])) for lr, runs in _validations(tried).items()}
+
+
+def _digest(splits: Sequence[Any]) -> str | None:
+    """Of who holds what under each of several seeds."""
+    if splits[0] is None:
+        return None
+    return fingerprint.of_text(*(str(fingerprint.of_parts([as_array(part) for part in split])) for split in splits))
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A row with everything that the plan says of it."""
@@ -345,17 +376,31 @@ class _Entry:
     @classmethod
     def of(cls, plan: Plan, name: str, differs: Mapping[str, Any]) -> _Entry:
         own = {key: value for key, value in differs.items() if key in OWN}
-        algorithm = differs.get("algorithm") or fedavg()
+        algorithm = differs.get("algorithm", fedavg())
+        if not isinstance(algorithm, Algorithm):
+            raise ValueError(
+                f"row {name!r}: algorithm must be a method such as fl.algorithms.fedavg(), got {algorithm!r}"
+            )
         options = {key: value for key, value in differs.items() if key in _SIMULATION and key != "algorithm"}
         rest = {key: v for key, v in differs.items() if key not in own and key not in options and key != "algorithm"}
+        signature = inspect.signature(plan.model)
         try:
-            bound = inspect.signature(plan.model).bind(**rest)
+            bound = signature.bind(**rest)
         except TypeError as error:
-            known = (*OWN, *sorted(_SIMULATION), *inspect.signature(plan.model).parameters)
+            known = (*OWN, *sorted(_SIMULATION), *signature.parameters)
             hints = "".join(checks.hint(key, known) for key in rest if key not in known)
             raise ValueError(f"a row says {rest!r}, which the model does not take: {error}.{hints}") from error
         bound.apply_defaults()
-        return cls(plan.but(**own, **options), name, algorithm, bound.arguments)
+        words = dict(bound.arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                words |= words.pop(parameter.name)
+        row = plan.but(**own, **options)
+        axes = {key: row.options.get(key) for key in ("weight_decay", "clip")} | dict(row.options.get("settings") or {})
+        several = next((key for key, values in axes.items() if values is not None and len(values) > 1), None)
+        if several is not None:
+            raise ValueError(f"row {name!r}: {several} must have one value, got {axes[several]!r}; make a row of each")
+        return cls(row, name, algorithm, words)
 
     @property
     def tune_rounds(self) -> int:
@@ -380,17 +425,17 @@ class _Entry:
         """What a record must agree with to stand for this row; code is not part of it, a record's card has that."""
         plan = self.plan
         seeds = (*plan.seed, *(plan.tune_seed if plan.chooses else ()))
-        parts = {seed: plan.parts(seed) if callable(plan.parts) else plan.parts for seed in seeds}
-        held = [fingerprint.of_parts(positions("parts", split, len(plan.data.x_train))) for split in parts.values()]
-        plain = {name: value for name, value in plan.options.items() if not callable(value) and name not in _SPLITS}
+        given = {"parts": plan.parts, **{name: plan.options.get(name) for name in _SPLITS}}
+        held = {name: [split(s) if callable(split) else split for s in seeds] for name, split in given.items()}
+        plain = {name: value for name, value in plan.options.items() if name not in (*_SPLITS, *_ELSEWHERE)}
         return {
             "algorithm": [self.algorithm.name, dict(self.algorithm.settings)],
-            "model": {name: repr(value) for name, value in self.words.items()},
+            "model": fingerprint.of_functions([plan.model, dict(self.words)], by_name=True),
             "data": fingerprint.of_data(plan.data),
-            "partition": fingerprint.of_text(*map(str, held)),
-            "lr": plan.lr, "seed": plan.seed, "rounds": plan.rounds, "widen": plan.widen,
+            "partition": {name: _digest(splits) for name, splits in held.items()},
+            "lr": plan.lr, "seed": plan.seed, "rounds": plan.rounds, "widen": plan.widen if plan.chooses else 0,
             "tuning": [plan.tune_seed, self.tune_rounds] if plan.chooses else None,
-            "options": {name: repr(value) for name, value in sorted(plain.items()) if name not in _ELSEWHERE},
+            "options": fingerprint.of_functions(plain, by_name=True),
         }  # fmt: skip
 
     def key(self, lr: float, seed: int, rounds: int) -> tuple:
@@ -402,28 +447,32 @@ class _Entry:
         rates = plan.lr if plan.chooses else []
         while rates:
             tried |= self._runs(known, rates, plan.tune_seed, self.tune_rounds)
-            wider = self._wider(tried) if added < plan.widen else None
-            rates, added = [] if wider is None else [wider], added + 1
+            wider, added = self._wider(tried), added + 1
+            rates = [] if wider is None or added > plan.widen else [wider]
         best = choose(_validations(tried)) if tried else plan.lr[0]
         runs = self._runs(known, [best], plan.seed, plan.rounds)[best]
-        scores = {lr: float(np.mean([level(run) for run in of_rate])) for lr, of_rate in _validations(tried).items()}
         first = [] if plan.record is None else self.first(best)
-        return Row(self.name, {}, best, dict(sorted(scores.items())), runs, tried, first)
+        return Row(self.name, {}, best, dict(sorted(_scores(tried).items())), runs, tried, first)
 
     def first(self, lr: float) -> list[float]:
         """Where the first seed stands after three rounds."""
         (run,) = self._sweep([lr], self.plan.seed[:1], FIRST, checkpoint=False)
         return fingerprint.of_weights([run.weights.w])[0].tolist()
 
-    @staticmethod
-    def _wider(tried: Mapping[float, list[Run]]) -> float | None:
-        """The next rate, where the best so far is at an end of those tried."""
-        best, scores = (
-            choose(_validations(tried)),
-            [level(run) for runs in _validations(tried).values() for run in runs],
-        )
-        alike = np.isfinite(scores).all() and max(scores) - min(scores) < 1e-9
-        if alike or best not in (min(tried), max(tried)):
+    def _wider(self, tried: Mapping[float, list[Run]]) -> float | None:
+        """The next rate, where the best so far is at an end of those tried.
+
+        Raises:
+            ValueError: a method without labels, of which there is nothing to choose by.
+        """
+        if not any(np.isfinite(run.history["validation"]).all() for runs in tried.values() for run in runs):
+            if all(run.diverged is None for runs in tried.values() for run in runs):
+                raise ValueError(
+                    f"row {self.name!r}: {self.algorithm.name!r} has no validation accuracy to choose a rate by; "
+                    "give it one rate"
+                )
+        best = choose(_validations(tried))
+        if _alike(_scores(tried)) or best not in (min(tried), max(tried)):
             return None
         return next_rate(best, -1 if best == min(tried) else 1)
 

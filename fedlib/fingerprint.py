@@ -12,6 +12,7 @@ import functools
 import hashlib
 import itertools
 import linecache
+import re
 import sys
 import sysconfig
 import types
@@ -60,13 +61,14 @@ def of_parts(parts: Iterable[np.ndarray] | None) -> str | None:
     return None if parts is None else _short(*(piece for part in parts for piece in (part, b"|")))
 
 
-def of_functions(thing: Any) -> str:
+def of_functions(thing: Any, by_name: bool = False) -> str:
     """A hash of what the functions in a thing do: an :class:`fedlib.algorithms.Algorithm`, a function, a dict of them.
 
     By their syntax trees, without comments, docstrings and layout, with their defaults, with what they close over and
-    with the globals that they use; what belongs to Python or to an installed library goes by its name.
+    with the globals that they use; what belongs to Python or to an installed library goes by its name. With
+    ``by_name``, fedlib's own functions do too: the hash then outlives a change of its code.
     """
-    return _short("\n".join(_described(thing, set())))
+    return _short("\n".join(_described(thing, _Seen(by_name))))
 
 
 def of_weights(rows: Iterable[Tensor]) -> Tensor:
@@ -125,7 +127,7 @@ def tree(text: str) -> str:
             block = getattr(node, name, None)
             if isinstance(block, list):
                 setattr(node, name, [statement for statement in block if not _is_text(statement)])
-    return ast.dump(parsed)
+    return ast.unparse(parsed)  # a dump differs between versions of Python
 
 
 def _is_text(statement: ast.AST) -> bool:
@@ -160,22 +162,30 @@ def _short(*pieces: Any) -> str:
 # --- functions ---
 
 
-def _described(thing: Any, seen: set[int]) -> Iterator[str]:
-    """A thing in words that say what it does; parts of it that were met before are not repeated."""
+class _Seen(dict[int, tuple[int, Any]]):
+    """Things that were met before, by id: their number, and themselves, so that no other gets the same id."""
+
+    def __init__(self, by_name: bool):
+        super().__init__()
+        self.by_name = by_name
+
+
+def _described(thing: Any, seen: _Seen) -> Iterator[str]:
+    """A thing in words that say what it does; parts of it that were met before go by their number."""
     if isinstance(thing, (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)):
         yield f"{type(thing).__name__} {thing!r}"
     elif id(thing) in seen:
-        yield "again"
+        yield f"again {seen[id(thing)][0]}"
     elif isinstance(thing, Tensor) or isinstance(thing, np.ndarray) and thing.dtype.kind != "O":
         yield of_tensor(thing)
     elif isinstance(thing, Data):
         yield of_data(thing)
     else:
-        seen.add(id(thing))
+        seen[id(thing)] = len(seen), thing
         yield from _of_object(thing, seen)
 
 
-def _of_object(thing: Any, seen: set[int]) -> Iterator[str]:
+def _of_object(thing: Any, seen: _Seen) -> Iterator[str]:
     parts: Iterable[Any]
     if isinstance(thing, Mapping):
         name, parts = "mapping", itertools.chain.from_iterable(thing.items())
@@ -187,26 +197,38 @@ def _of_object(thing: Any, seen: set[int]) -> Iterator[str]:
         name, parts = "partial", (thing.func, thing.args, thing.keywords)
     elif isinstance(thing, types.MethodType):
         name, parts = "method", (thing.__func__, thing.__self__)
-    elif _installed(thing):
+    elif _installed(thing, seen.by_name):
         name, parts = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing)}", ()
     elif isinstance(thing, types.FunctionType):
         name, parts = _tree(thing.__code__), _used(thing)
     elif isinstance(thing, type):
         name, parts = thing.__qualname__, [f for f in vars(thing).values() if isinstance(f, types.FunctionType)]
     else:
-        name, parts = "object", (type(thing), getattr(thing, "__dict__", {}))
+        name, parts = "object", (type(thing), _state(thing))
     yield name
     for part in parts:
         yield from _described(part, seen)
     yield "end"
 
 
-def _installed(thing: Any) -> bool:
-    """Whether a thing belongs to Python or to an installed library other than fedlib: it goes by its name."""
-    if isinstance(thing, (types.ModuleType, types.BuiltinFunctionType)):
+def _state(thing: Any) -> Any:
+    """What an object holds; of one without attributes, such as a path or a fraction, what a copy is made of."""
+    if hasattr(thing, "__dict__"):
+        return vars(thing)
+    try:
+        return list(thing.__reduce_ex__(2)[1:3])
+    except TypeError:  # it cannot be copied either
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
+
+
+def _installed(thing: Any, by_name: bool = False) -> bool:
+    """Whether a thing goes by its name: it belongs to Python, to an installed library or, ``by_name``, to fedlib."""
+    if isinstance(thing, (types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
         return True
-    if not isinstance(thing, (types.FunctionType, type)) or str(thing.__module__).partition(".")[0] == "fedlib":
+    if not isinstance(thing, (types.FunctionType, type)):
         return False
+    if str(thing.__module__).partition(".")[0] == "fedlib":
+        return by_name and "<locals>" not in thing.__qualname__
     if isinstance(thing, types.FunctionType):
         return thing.__code__.co_filename.startswith(_libraries())
     home = sys.modules.get(thing.__module__)

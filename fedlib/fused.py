@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -22,10 +22,15 @@ TOLERANCE = 1e-9  # of a step in float64, by which a layer's own way of taking i
 
 @dataclass
 class Rate:
-    """Of the step that is being taken: learning rate and weight decay. A rate of None takes none."""
+    """Of the step that is being taken: learning rate and weight decay. A rate of None takes none.
+
+    Attributes:
+        stepped: weights that have taken it; a layer that was not used has not.
+    """
 
     lr: float | None = None
     decay: float = 0.0
+    stepped: set[Tensor] = field(default_factory=set)
 
 
 class _Dense(torch.autograd.Function):
@@ -34,7 +39,7 @@ class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.rate = rate
+        ctx.rate, ctx.own = rate, weight
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -44,6 +49,7 @@ class _Dense(torch.autograd.Function):
         below = g @ weight if ctx.needs_input_grad[0] else None  # with the weights that the forward pass used
         g, x = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
         weight.addmm_(g.T, x, beta=1 - rate.lr * rate.decay, alpha=-rate.lr)
+        rate.stepped.add(ctx.own)
         return below, None, g.sum(dim=0) if ctx.needs_input_grad[2] else None, None
 
 

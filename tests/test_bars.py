@@ -121,6 +121,16 @@ def test_a_share_of_nothing_is_anything():
         bars.share([1.0, 2.0], [1.0])
 
 
+def test_a_share_of_a_loss_is_no_share_and_a_bar_may_be_of_one():
+    assert bars.share([-5, -5.2, -4.9], [-10, -10.1, -9.9]) == (-math.inf, math.inf)
+    assert bars.share([5, 5.2, 4.9], [10, 10.1, 9.9], learned=12) == (-math.inf, math.inf)
+    kept = bar(bar=0.4, learned=5.0)
+    assert kept.judge(([5, 5.2, 4.9], [10, 10.1, 9.9]))[1] == "holds"
+    assert kept.judge(([5, 5.2, 4.9], [4, 5, 4.5]))[1] == "undecided"
+    with pytest.raises(ValueError, match="is of a share: values must be .part, whole."):
+        kept.judge([1.0, 2.0])
+
+
 def test_parts_hold_only_together():
     assert bars.together(["holds", "holds"]) == "holds"
     assert bars.together(["holds", "undecided"]) == "undecided"
@@ -132,6 +142,9 @@ def test_parts_hold_only_together():
 def test_an_exact_claim_has_no_interval():
     exact = bar(sense="at most", bar=1e-9, exact=True)
     assert exact.judge(3e-15) == ((3e-15, 3e-15), "holds") and exact.judge([1e-8])[1] == "does not hold"
+    assert exact.judge(math.nan)[1] == "does not hold"
+    with pytest.raises(ValueError, match="bar 'x' is of an exact claim, which has one number"):
+        exact.judge([1.0, 2.0])
 
 
 def test_bars_are_read_with_their_parts(tmp_path):

@@ -34,6 +34,8 @@ def test_the_verdict_of_a_measured_claim_follows_from_its_values():
     assert measured("same", 3e-15).verdict == "holds"
     both = measured("end", {"LN": [1.0, 1.1, 1.2], "FN": [-1.0, 1.0, 0.5]})
     assert both.verdict == "undecided" and [part["verdict"] for part in both.parts] == ["holds", "undecided"]
+    half = measured("end", {"LN": [1.0, 2.0], "FN": None})
+    assert half.verdict == "not run" and half.parts[1]["verdict"] == "not run"
     for nothing in (None, [], {}, np.zeros(0)):
         assert measured("speed", nothing).verdict == "not run" and measured("speed", nothing).parts == ()
 
@@ -161,6 +163,15 @@ def test_two_records_are_compared_by_their_intervals(tmp_path, capsys):
     assert compare.main(near) == 1
     assert "speed: holds -> undecided" in (out := capsys.readouterr().out) or "speed: 21 [" in out
     assert compare.main(far) == 1 and "speed: holds -> does not hold" in capsys.readouterr().out
+    (tmp_path / "f").mkdir()
+    alike = str(recorded(tmp_path / "f", [2 / 3] * 10))
+    assert compare.main([alike, alike]) == 0  # a record has six digits
+    content = json.loads(paths[0].read_text(encoding="utf-8"))
+    content["claims"][0]["parts"] = []
+    (tmp_path / "less.json").write_text(json.dumps(content), encoding="utf-8")
+    capsys.readouterr()
+    assert compare.main([str(paths[0]), str(tmp_path / "less.json")]) == 1
+    assert "speed: only in the first" in capsys.readouterr().out
     (tmp_path / "e").mkdir()
     other = recorded(tmp_path / "e", [20.0, 22.0, 21.0], comparability=1)
     with pytest.raises(ValueError, match="must not be compared: comparability 2 and 1 on their cards"):

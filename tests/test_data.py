@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedlib import data
+from fedlib.texts import from_texts
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)
 
@@ -1013,14 +1014,31 @@ def test_what_is_held_out_moves_to_a_device_and_is_told():
     assert d.mean != data.load("digits").mean
 
 
-def test_a_text_gives_its_last_windows_and_leaves_out_one():
-    text = data.load("shakespeare_excerpt")
+@pytest.mark.parametrize("length, stride", [(16, 1), (16, 2), (5, 2), (8, 8), (4, 7)])
+def test_a_text_gives_its_last_windows_that_share_no_character_with_the_others(length, stride):
+    texts = {"a": "".join(np.random.default_rng(0).choice(list("abcdefgh "), 900)), "b": "xyz " * 200 + "end"}
+    text = from_texts("t", texts, length=length, stride=stride)
     d = data.hold_out(text, 0.2)
-    for k in range(len(text.domains)):
+    for k in range(2):
         whole = text.x_train[text.domain_train == k]
         first, last = d.x_train[d.domain_train == k], d.x_val[d.domain_val == k]
-        assert torch.equal(torch.cat([first, whole[len(first) : len(first) + 1], last]), whole)
+        assert torch.equal(first, whole[: len(first)]) and torch.equal(last, whole[len(whole) - len(last) :])
         assert len(last) == round(0.2 * len(whole))
+        if k == 0:
+            steps = (
+                len(whole) - len(last) - (len(first) - 1)
+            )  # windows from the last of the first to the first of the last
+            assert steps * stride >= length + 1 > (steps - 1) * stride or stride > length
+
+
+def test_windows_out_of_order_are_refused():
+    shuffled = data.some(data.load("shakespeare_excerpt"), 1500)
+    with pytest.raises(ValueError, match="windows that are not in the order of their text, as fl.data.some leaves"):
+        data.hold_out(shuffled)
+    with pytest.raises(
+        ValueError, match="is a text, whose windows overlap: take validation windows by fl.data.hold_out"
+    ):
+        data.some(data.load("shakespeare_excerpt"), 1500, validation=100)
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, True, None, "0.2", float("nan")])

@@ -241,3 +241,65 @@ def test_side_by_side_in_processes_gives_the_same(data):
     for name in rows:
         for one, other in zip(together[name].runs, alone[name].runs, strict=True):
             assert torch.equal(one.weights.w, other.weights.w)
+
+
+def test_a_row_has_one_value_of_what_else_could_be_swept(data, here):
+    for row in ({"weight_decay": [0.0, 0.5]}, {"clip": [1.0, 2.0]}, {"settings": {"server_lr": [0.1, 1.0]}}):
+        name = next(iter(row.get("settings", row)))
+        with pytest.raises(ValueError, match=f"row 'a': {name} must have one value, got .*; make a row of each"):
+            plan(data).run({"a": {"algorithm": fl.algorithms.fedavgm(), **row}})
+    assert here == [] and len(plan(data, lr=[0.1], weight_decay=[0.5]).run({"a": {}})["a"].runs) == 2
+
+
+def test_a_model_may_take_any_words(data, here):
+    def made(**words):
+        return network(**words)
+
+    parts = fl.partition.iid(data.y_train, 3)
+    given = {"rounds": 1, "lr": [0.1], "seed": [1], "local_steps": 1, "device": "cpu"}
+    found = fl.Plan(made, data, parts, **given).run({"a": {"norm": "layer"}, "b": {}})
+    assert fl.models.parameters(found["a"].runs[0].model()) > fl.models.parameters(found["b"].runs[0].model())
+
+
+def test_rows_that_chose_nothing_have_a_table(data, here):
+    found = plan(data, lr=[0.1], widen=3).run({"a": {}})
+    assert not found["a"].bound and found.table()["rate"].tolist() == [0.1] and found["a"].tried == {}
+    assert plan(data, widen=3).run({"a": {"lr": [0.001]}}).best() == {"a": 0.001}  # one rate: nothing is chosen
+
+
+def test_a_method_without_labels_chooses_nothing_silently(data, here):
+    with pytest.raises(ValueError, match="row 'a': .* has no validation accuracy to choose a rate by; give it one"):
+        plan(data).run({"a": {"algorithm": fl.algorithms.simclr()}})
+    assert len(plan(data, lr=[0.1]).run({"a": {"algorithm": fl.algorithms.simclr()}})["a"].runs) == 2
+
+
+def test_a_run_that_diverged_has_no_number_after_that_whoever_else_was_run():
+    lost = Run({"seed": 1, "evaluate_every": 1}, history([0.1, 0.4]), pd.DataFrame(), "diverged", 1.0, None)
+    whole = Run({"seed": 2, "evaluate_every": 1}, history([0.1, 0.4, 0.6]), pd.DataFrame(), None, 1.0, None)
+    none = Run({"seed": 3, "evaluate_every": 1}, history([]), pd.DataFrame(), "diverged", 1.0, None)
+    for runs in ([lost], [lost, whole], [none, lost, whole]):
+        row = experiment.Row("r", {}, 0.1, {}, runs)
+        i = runs.index(lost)
+        assert math.isnan(row.at(3)[i]) and row.at(2)[i] == pytest.approx(40) and row.at(3).dtype == float
+    only = experiment.Row("r", {}, 0.1, {}, [none])
+    assert math.isnan(only.at(3)[0]) and only.rounds_to(10)[0] == math.inf and math.isnan(only.levels()[0])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"algorithm": fl.algorithms.fedprox()}, "algorithm belongs into a row"),
+        ({"lr": 0.1}, "lr must be a list of values, got 0.1"),
+        ({"seed": 3}, "seed must be a list of values, got 3"),
+    ],
+)
+def test_what_belongs_elsewhere_is_told(data, changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(data, **changes)
+
+
+def test_rows_are_named_by_text_and_methods_are_methods(data, here):
+    with pytest.raises(ValueError, match="a row's name must be a text, got 0.1"):
+        plan(data).run({0.1: {}})
+    with pytest.raises(ValueError, match="row 'a': algorithm must be a method such as fl.algorithms.fedavg"):
+        plan(data).run({"a": {"algorithm": fl.algorithms.fedprox}})

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import importlib.util
 import sys
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -333,3 +335,21 @@ def test_answers_differ_by_more_than_rounding():
     a = torch.tensor([1.0, -2.0, float("nan")])
     assert not fingerprint.differ(a, a * (1 + 1e-4)) and fingerprint.differ(a, a * 1.01)
     assert fingerprint.differ(a, a[:2]) and not fingerprint.differ(torch.zeros(2), torch.zeros(2))
+
+
+def test_things_that_were_met_before_are_told_apart():
+    one, two = [1], [2]
+    for things in ((one, two), (Path("4"), Path("64")), (Fraction(1, 2), Fraction(1, 3)), (np.add, np.multiply)):
+        hashes = {fingerprint.of_functions({"known": list(things), "taken": thing}) for thing in things}
+        assert len(hashes) == 2, things
+
+
+def test_by_name_fedlibs_functions_outlive_a_change_of_their_code(monkeypatch):
+    mlp = fl.models.mlp
+
+    def network():
+        return mlp((1, 8, 8), 10)
+
+    trees, names = fingerprint.of_functions(network), fingerprint.of_functions(network, by_name=True)
+    monkeypatch.setattr(fl.models.mlp, "__defaults__", ((7,), *fl.models.mlp.__defaults__[1:]))
+    assert fingerprint.of_functions(network, by_name=True) == names and fingerprint.of_functions(network) != trees

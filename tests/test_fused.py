@@ -180,3 +180,36 @@ def test_only_plain_sgd_steps_inside_the_product(data, method, layers):
         local_steps=1, device="cpu", engine="clients",
     )  # fmt: skip
     assert len(sim.clients.trainer.losses[0].fused) == layers
+
+
+class Skips(nn.Module):
+    """A layer that is left out of odd rounds, without being frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head, self.on = nn.Linear(64, 5), nn.Linear(5, 5), nn.Linear(5, 10), True
+
+    def stage(self):
+        return self.on
+
+    def forward(self, x):
+        h = self.a(x.flatten(1)).relu()
+        return self.head(self.b(h).relu() if self.on else h)
+
+
+def test_a_layer_that_a_round_leaves_out_decays_as_any_other(data):
+    def travels(net, t):
+        net.on = t % 2 == 0
+        return fl.cohort.Travels()
+
+    method, found = fl.algorithms.Algorithm("skips", travels=travels), []
+    for engine in ("clients", "stacked"):
+        sim = Simulation(
+            Skips, data, fl.partition.iid(data.y_train, 3), method, lr=[0.1], weight_decay=[0.5], local_steps=2,
+            batch_size=8, precision="float64", device="cpu", engine=engine,
+        )  # fmt: skip
+        assert len(sim.clients.trainer.losses[0].fused) == (3 if engine == "clients" else 0)
+        for _ in range(4):
+            sim.step()
+        found.append(sim.server.w)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)

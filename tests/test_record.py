@@ -93,6 +93,45 @@ def test_where_it_is_computed_and_under_which_table_name(data, ran, tmp_path):
     assert ran
 
 
+@pytest.mark.parametrize("what", ["test_parts", "comparability", "closure"])
+def test_what_decides_a_result_besides(data, ran, tmp_path, monkeypatch, what):
+    parts = fl.partition.iid(data.y_train, 3)
+
+    def of(width, tests):
+        return fl.Plan(
+            lambda: fl.models.mlp(data.shape, 10, hidden=(width,), norm="batch"), data, parts, rounds=2, lr=[0.1],
+            seed=[100], local_steps=2, batch_size=8, device="cpu",
+            test_parts=fl.partition.iid(data.y_test, 3, seed=tests), record=Record("02_x", "cpu", tmp_path),
+        ).run({"FedBN": {"algorithm": fl.algorithms.fedbn()}})  # fmt: skip
+
+    of(8, 0)
+    del ran[:]
+    of(8, 0)
+    assert ran == []
+    if what == "comparability":
+        monkeypatch.setattr(card, "COMPARABILITY", 99)
+    of(12 if what == "closure" else 8, 1 if what == "test_parts" else 0)
+    assert ran
+
+
+def test_rows_that_say_the_same_are_both_kept_and_two_writers_keep_what_the_other_wrote(data, ran, tmp_path):
+    one, two = (Record("02_x", "cpu", tmp_path) for _ in range(2))
+    plan(data, one, lr=[0.1]).run({"a": {}, "b": {"norm": "none"}}, "t")
+    plan(data, two, lr=[0.1]).run({"c": {"norm": "layer"}}, "t")
+    rows = json.loads((tmp_path / "02_x.cpu.json").read_text(encoding="utf-8"))["rows"]
+    assert list(rows) == ["t: a", "t: b", "t: c"]
+    del ran[:]
+    plan(data, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"b": {}, "c": {"norm": "layer"}}, "t")
+    assert ran == []
+
+
+def test_a_commit_that_is_checked_out_meanwhile_is_not_put_on_the_card(data, ran, tmp_path, monkeypatch):
+    record = Record("02_x", "cpu", tmp_path)
+    monkeypatch.setattr(card, "commit", lambda *_: {"commit": "b" * 40, "clean": True})
+    with pytest.raises(ValueError, match="plain is not recorded: while it was trained b+ was checked out"):
+        plan(data, record, lr=[0.1]).run({"plain": {}})
+
+
 def test_other_labels_or_another_partition_are_another_row(data, ran, tmp_path):
     plan(data, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"plain": {}})
     del ran[:]
@@ -109,9 +148,9 @@ def test_other_labels_or_another_partition_are_another_row(data, ran, tmp_path):
 
 def test_a_row_that_nobody_could_repeat_is_not_kept(data, ran, tmp_path, monkeypatch):
     monkeypatch.setattr(card, "commit", lambda *_: {"commit": "a" * 40, "clean": False})
-    with pytest.raises(ValueError, match="02_x.cpu, plain, is not recorded: .* not committed"):
+    with pytest.raises(ValueError, match="02_x.cpu, plain, would not be recorded: .* not committed"):
         plan(data, Record("02_x", "cpu", tmp_path), lr=[0.1]).run({"plain": {}})
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and ran == []  # told before it is trained
     plan(data, Record("02_x", "custom", tmp_path), lr=[0.1]).run({"plain": {}})
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -188,7 +227,7 @@ def test_one_yaml_value_or_one_label_makes_a_row_stale(ran, chapter, capsys):
     label = int((fl.data.some(fl.data.load("digits"), 200, 50).y_train[0] + 1) % 10)
     chapter(label=label)
     assert run.main(["02_x", "--replay"]) == 1
-    assert lines(capsys)[0] == "methods: plain: stale: data differ"
+    assert lines(capsys)[0] == "methods: plain: stale: model, data differ"
 
 
 def test_code_that_changes_numbers_makes_a_row_stale_and_other_code_does_not(ran, chapter, capsys, monkeypatch):
@@ -197,8 +236,8 @@ def test_code_that_changes_numbers_makes_a_row_stale_and_other_code_does_not(ran
     lines(capsys)
     monkeypatch.setattr(card, "code", lambda: "another")
     assert run.main(["02_x", "--replay"]) == 0 and lines(capsys)[0] == "methods: plain: same"
-    changed = EXPERIMENT.replace("return fl", "torch.manual_seed(5)\n    return fl")  # other initial weights
-    chapter(changed)
+    draw = fl.schedule.local_batches
+    monkeypatch.setattr(fl.schedule, "local_batches", lambda *given, **how: draw(*given, **how)[::-1])
     assert run.main(["02_x", "--replay"]) == 1
     assert re.fullmatch(r"methods: plain: stale: the first rounds differ by \de[+-]\d\d", lines(capsys)[0])
 

@@ -46,6 +46,7 @@ class Bar:
         since: when it was set.
         weaker: a bar that is easier to reach, for "holds in part"; it has a reason, too.
         exact: the claim is about an identity or a bound, which holds or not: one number, no interval.
+        learned: of a share of a gain, what the whole gain must surpass to be one.
         known: set after earlier results were known, which the page says.
     """
 
@@ -59,6 +60,7 @@ class Bar:
     weaker: float | None = None
     weaker_reason: str | None = None
     exact: bool = False
+    learned: float | None = None
     known: bool = False
 
     def __post_init__(self):
@@ -107,13 +109,24 @@ class Bar:
             return "holds in part"
         return "does not hold" if self._side(far, self.bar) < -rounding else "undecided"
 
-    def judge(self, values: float | Sequence[float], rounding: float = 0.0) -> tuple[tuple[float, float], str]:
-        """Interval and verdict of values, one a seed; of an exact claim of its one number."""
-        of_seeds = np.atleast_1d(np.asarray(values, dtype=float)).tolist()
+    def judge(self, values: Any, rounding: float = 0.0) -> tuple[tuple[float, float], str]:
+        """Interval and verdict of values, one a seed; of an exact claim of its one number; of a share of (part, whole).
+
+        Raises:
+            ValueError: values of another form.
+        """
+        given = np.asarray(values, dtype=float)
         if self.exact:
-            (value,) = of_seeds
-            return (value, value), self.verdict((value, value))
-        found = interval(of_seeds)
+            if given.size != 1:
+                raise ValueError(f"bar {self.id!r} is of an exact claim, which has one number, got {values!r}")
+            value = float(given.reshape(()))
+            return (value, value), "does not hold" if math.isnan(value) else self.verdict((value, value))
+        if self.learned is not None:
+            if given.ndim != 2 or len(given) != 2:
+                raise ValueError(f"bar {self.id!r} is of a share: values must be (part, whole), got {values!r}")
+            found = share(given[0].tolist(), given[1].tolist(), learned=self.learned)
+        else:
+            found = interval(np.atleast_1d(given).tolist())
         return found, self.verdict(found, rounding)
 
 
@@ -137,21 +150,28 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
     return float(x.mean()) - half, float(x.mean()) + half
 
 
-def share(part: Sequence[float], whole: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+def share(
+    part: Sequence[float], whole: Sequence[float], confidence: float = CONFIDENCE, learned: float = 0.0
+) -> tuple[float, float]:
     """Fieller's interval for mean(part) / mean(whole), paired by seed: the share of a gain, say.
 
-    It is (-inf, inf) where the whole's own interval contains 0: a share of nothing is anything.
+    It is (-inf, inf) unless the whole's own interval lies above ``learned``: a share of nothing is anything.
     """
     a, b = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise ValueError(
             f"part and whole must hold one number a seed, the same seeds, two at least; got {part!r}, {whole!r}"
         )
+    low, _ = interval(b.tolist(), confidence)
+    if math.isnan(low) or np.isnan(a).any():
+        return math.nan, math.nan
+    if low <= learned:
+        return -math.inf, math.inf
     n, t = len(a), float(stats.t.ppf((1 + confidence) / 2, len(a) - 1))
     covariance = np.cov(a, b, ddof=1) / n
     g = t**2 * covariance[1, 1] / b.mean() ** 2
-    if not g < 1:  # also of NaN
-        return (math.nan, math.nan) if np.isnan(g) else (-math.inf, math.inf)
+    if not g < 1:
+        return -math.inf, math.inf
     ratio = a.mean() / b.mean()
     centre = (ratio - g * covariance[0, 1] / covariance[1, 1]) / (1 - g) if covariance[1, 1] else ratio
     spread = covariance[0, 0] - 2 * ratio * covariance[0, 1] + ratio**2 * covariance[1, 1]

@@ -468,13 +468,15 @@ def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), capt
 def _spoken(part: Mapping[str, Any]) -> str:
     """What one part of a claim was judged by: values, interval, bar and its reason."""
     _, _, name = part["id"].partition("/")
-    digits = max(0, 2 - max(0, math.floor(math.log10(abs(part["bar"]))))) if part["bar"] else 1
-    seeds = "" if part["exact"] else f", {counted(len(part['values']), 'seed')}"
-    low, high = (f"{end:.{digits}f}" for end in part["interval"])
+    start = f"{name}: {part['what']}" if name else part["what"][0].upper() + part["what"][1:]
+    if part["verdict"] == "not run":
+        return f"{start}: not run."
+    number = len(part["values"][0]) if part["learned"] is not None else len(part["values"])
+    seeds = "" if part["exact"] else f", {counted(number, 'seed')}"
+    low, high = (f"{end:.3g}" for end in part["interval"])
     found = low if part["exact"] else f"95 % interval {low} to {high}"
     weaker = f" (in part {part['weaker']:g}, {part['weaker_reason']})" if part["weaker"] is not None else ""
     late = " This bar was set after earlier results were known." if part["known"] else ""
-    start = f"{name}: {part['what']}" if name else part["what"][0].upper() + part["what"][1:]
     return typeset(f"{start}: {found}{seeds}. Bar: {part['sense']} {part['bar']:g}, {part['reason']}{weaker}.{late}")
 
 

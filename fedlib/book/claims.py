@@ -112,9 +112,13 @@ def measured(
         raise ValueError(f"claim {id!r} has bars for {', '.join(names)}, but values for {', '.join(given)}")
     parts = []
     for name in names:
-        bar, of_seeds = known[name], np.atleast_1d(np.asarray(given[name], dtype=float))
-        found, verdict = bar.judge(of_seeds.tolist(), rounding)
-        parts.append({**asdict(bar), "values": of_seeds.tolist(), "interval": [*found], "verdict": verdict})
+        bar, of_seeds = known[name], given[name]
+        if of_seeds is None or not np.size(of_seeds):
+            parts.append({**asdict(bar), "values": [], "interval": [None, None], "verdict": "not run"})
+            continue
+        found, verdict = bar.judge(of_seeds, rounding)
+        numbers = np.atleast_1d(np.asarray(of_seeds, dtype=float)).tolist()
+        parts.append({**asdict(bar), "values": numbers, "interval": [*found], "verdict": verdict})
     return Claim(id, chapter, statement, paper, told, together([part["verdict"] for part in parts]), tuple(parts))
 
 

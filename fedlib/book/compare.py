@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+ROUNDED = 1e-5  # of a number: records have six digits
+
 
 def moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """A line for each claim of two records that has moved, or that only one of them has.
@@ -33,10 +35,12 @@ def moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         one, other = before[id], after[id]
         if one["verdict"] != other["verdict"]:
             yield f"{id}: {one['verdict']} -> {other['verdict']}"
-        parts = {part["id"]: part for part in one.get("parts", ())}
-        for part in other.get("parts", ()):
-            if part["id"] in parts:
-                yield from _moved(parts[part["id"]], part)
+        parts = [{part["id"]: part for part in claim.get("parts", ())} for claim in (one, other)]
+        for name in dict.fromkeys([*parts[0], *parts[1]]):
+            if all(name in of for of in parts):
+                yield from _moved(parts[0][name], parts[1][name])
+            else:
+                yield f"{name}: only in the {'second' if name not in parts[0] else 'first'}"
 
 
 def _moved(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
@@ -50,13 +54,21 @@ def _moved(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
         yield f"{one['id']}: {means[0]:.4g} {spans[0]} -> {means[1]:.4g} {spans[1]}"
 
 
-def _mean(values: list[float | None]) -> float:
-    return float(np.mean([np.nan if value is None else value for value in values]))
+def _mean(values: list) -> float:
+    """Of the values; of a share, which has two rows, the ratio of their means."""
+    rows = np.array([[np.nan if value is None else value for value in row] for row in _rows(values)])
+    means = rows.mean(axis=1)
+    return float(means[0] if len(means) == 1 else means[0] / means[1])
+
+
+def _rows(values: list) -> list[list]:
+    return values if values and isinstance(values[0], list) else [values or [None]]
 
 
 def _outside(mean: float, interval: list[float | None]) -> bool:
     low, high = interval
-    return low is not None and mean < low or high is not None and mean > high
+    off = ROUNDED * abs(mean)
+    return low is not None and mean < low - off or high is not None and mean > high + off
 
 
 def main(arguments: list[str] | None = None) -> int:

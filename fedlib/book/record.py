@@ -49,12 +49,15 @@ class Record:
         folder: default ``results/rows`` in the book's folder.
 
     Raises:
-        ValueError: a tree with changes that are not committed, from which nobody could repeat a row; or a file that is
-            no such record.
+        ValueError: a file that is no such record. Later, before a row is trained: a tree with changes that are not
+            committed, from which nobody could repeat it.
     """
 
     def __init__(self, chapter: str, preset: str, folder: str | Path | None = None):
         self.chapter, self.preset = chapter, preset
+        self.preset_file = claims.preset_file(chapter, preset)
+        # of the tree as it is before anything is trained
+        self.tree = {"versions": card.versions(), **card.commit(chapter), "code": card.code()}
         self.file = Path(folder or claims.book_folders("results")[0] / "rows") / f"{chapter}.{preset}.json"
         self.content: dict[str, Any] = {"name": chapter, "preset": preset, "rows": {}}
         if self.file.exists():
@@ -69,7 +72,12 @@ class Record:
     ) -> Row | None:
         """The row as it was recorded, if that was made of the same things; its runs have no weights."""
         kept = self.content["rows"].get(f"{table}: {row}")
-        return None if kept is None or kept["of"] != claims.plain(description) else self._row(row, kept)
+        same = kept is not None and kept["of"] == claims.plain(description)
+        if kept is not None and same and card.state(kept["made"], self.preset_file) != "stale":
+            return self._row(row, kept)
+        if self.preset != "custom" and (why := card.unrepeatable(self.tree)):
+            raise ValueError(f"{self.chapter}.{self.preset}, {row}, would not be recorded: {why}")
+        return None
 
     @staticmethod
     def _row(row: str, kept: Mapping[str, Any]) -> Row:
@@ -78,20 +86,24 @@ class Record:
         return Row(row, {}, kept["lr"], tried, runs, first=[*map(float.fromhex, kept["first"])])
 
     def put(self, table: str, row: Row, description: Mapping[str, Any]) -> None:
-        """Keep a row, with its card.
+        """Keep a row, with its card, beside what others have written since.
 
         Raises:
-            ValueError: nobody could repeat it.
+            ValueError: another commit is checked out than when the record was opened.
         """
+        tuning = [run for runs in row.tuning.values() for run in runs]
         made = {
             "date": datetime.date.today().isoformat(),
-            "wall_seconds": sum({id(run): run.seconds for run in row.runs}.values()),
+            "wall_seconds": sum({run.seconds for run in (*row.runs, *tuning)}),  # the runs of a sweep share its time
             "hardware": card.hardware(),
             "versions": card.versions(),
-            **card.made(self.chapter, self.preset, claims.preset_file(self.chapter, self.preset), row.runs),
+            **card.made(self.chapter, self.preset, self.preset_file, row.runs),
         }
-        if self.preset != "custom" and (why := card.unrepeatable(made)):
-            raise ValueError(f"{self.chapter}.{self.preset}, {row.name}, is not recorded: {why}")
+        if made["commit"] != self.tree["commit"]:
+            raise ValueError(f"{row.name} is not recorded: while it was trained {made['commit']} was checked out")
+        made["digests"]["code"], made["clean"] = self.tree["code"], self.tree["clean"]
+        if self.file.exists():
+            self.content = json.loads(self.file.read_text(encoding="utf-8"))
         self.content["rows"][f"{table}: {row.name}"] = claims.plain(
             {
                 "of": description,
@@ -136,6 +148,8 @@ class Replay:
             return Row(row, {}, description["lr"][0], {}, ())  # it is not trained now either
         recorded, now = self.record._row(row, kept), claims.plain(description)
         differ = [key for key in now if kept["of"].get(key) != now[key]]
+        if kept["made"]["comparability"] != card.COMPARABILITY:
+            differ.append("comparability")
         told = f"stale: {', '.join(differ)} differ" if differ else _agree(recorded.first, again(recorded.lr))
         self.found[name] = told
         return recorded
