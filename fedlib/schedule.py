@@ -8,7 +8,7 @@ of random numbers, each ``np.random.default_rng`` of
 - ``[seed, t, 1 + k, 1]``: how the images of these batches are cropped and mirrored;
 - ``[seed, t, 1 + k, 2]``: how they are distorted, for a method that looks at two views of each;
 - ``[seed, t, 1 + k, 3]``: a key, of the masks of dropout in the client's network;
-- ``[seed, t, 0, 1]``: what a method draws for all of them (:func:`fedlib.algorithms.depth_dropout`).
+- ``[seed, t, 0, 1]``: what a method draws for all of them (:func:`fedlib.algorithms.layerwise`).
 
 Clients count from 1 here because NumPy takes ``[seed, t, 0]`` for ``[seed, t]``.
 """
