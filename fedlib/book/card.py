@@ -56,7 +56,7 @@ def made(
         "device": sorted({c["device"] for c in configs}),
         "comparability": COMPARABILITY,
         "command": f"papermill book/{chapter}.ipynb out.ipynb --cwd book -f book/params/{chapter}.{preset}.yaml "
-        "-p save true",
+        "-y 'save: true'",
     }
 
 
