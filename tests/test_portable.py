@@ -188,6 +188,17 @@ def test_a_copy_has_no_markup_of_sphinx_left(name):
 @pytest.mark.site
 @built
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_copy_has_the_figures_of_the_page(name):
+    """Also of a build that executed nothing, since all was in its cache."""
+    copy = copied(name)
+    for cell, after in zip(copy.cells, copy.cells[1:], strict=False):
+        if after.source.startswith("**Fig. "):
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs), after.source[:60]
+
+
+@pytest.mark.site
+@built
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_copy_says_what_the_page_says(name):
     """Glued numbers in their sentences, numbers of figures, exercises and equations."""
     page, copy = visible(name), prose(copied(name))
@@ -198,7 +209,7 @@ def test_a_copy_says_what_the_page_says(name):
         assert f"Exercise {number} ({title})" in page
     own = nbformat.read(ROOT / "book" / f"{name}.ipynb", as_version=4)
     assert copy.count("**Fig. ") == sum("figure" in cell.metadata.get("mystnb", {}) for cell in own.cells)
-    glued = portable.glued(nbformat.read(ROOT / "_build" / "jupyter_execute" / "book" / f"{name}.ipynb", as_version=4))
+    glued = portable.glued(portable.executed(ROOT / "book" / f"{name}.ipynb", ROOT / "_build" / ".jupyter_cache"))
     for key in re.findall(r"\{glue:text\}`([^`]+)`", prose(own)):
         assert glued[key] in copy and _straight(" ".join(glued[key].split())) in page, key
 

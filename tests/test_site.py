@@ -194,6 +194,7 @@ def test_internal_links_resolve(name):
 def test_colab_links_point_at_notebooks_that_are_there(name):
     for link in read(name).links:
         if "colab.research.google.com" in link:
+            assert "/./" not in link
             assert (ROOT / "_build" / "colab" / unquote(link.split("/blob/colab/")[1])).is_file(), link
 
 

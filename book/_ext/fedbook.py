@@ -168,7 +168,7 @@ def open_copies(app, pagename, templatename, context, doctree):
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []):
             if "colab.research.google.com" in button.get("url", ""):
-                button["url"] = re.sub("/blob/[^/]+/", f"/blob/{portable.BRANCH}/", button["url"])
+                button["url"] = re.sub("/blob/[^/]+/(?:[.]/)?", f"/blob/{portable.BRANCH}/", button["url"])
 
 
 def drop_stale_notebooks(app, config):

@@ -18,6 +18,7 @@ from urllib.parse import urljoin
 
 import nbformat
 from docutils import nodes
+from jupyter_cache import get_cache
 from pybtex.database import parse_file
 
 BRANCH = "colab"
@@ -150,10 +151,10 @@ def write_copies(app: Any, error: Exception | None) -> None:
     site, repository = published(app.config.html_theme_options["repository_url"])
     cited = parse_file(str(Path(app.srcdir) / app.config.bibtex_bibfiles[0])).entries
     folder, contents = Path(app.outdir).parent, _README.format(title=app.config.html_title, site=site)
+    cache = Path(app.config.nb_execution_cache_path or folder / ".jupyter_cache")
     for docname in sorted(app.env.found_docs, key=lambda name: (name != app.config.root_doc, name)):
-        executed = folder / "jupyter_execute" / f"{docname}.ipynb"
-        if executed.exists():
-            notebook = nbformat.read(executed, as_version=4)
+        source = Path(app.env.doc2path(docname))
+        if source.suffix == ".ipynb" and (notebook := executed(source, cache)) is not None:
             words = Words(app.env, docname, site, cited, glued(notebook))
             text = nbformat.writes(filled_in(notebook, words, figures(app.env.get_doctree(docname)), repository))
             # the second is what the page's download button gives
@@ -162,6 +163,17 @@ def write_copies(app: Any, error: Exception | None) -> None:
                 path.write_text(text, encoding="utf-8")
             contents += f"- [{app.env.titles[docname].astext()}]({docname}.ipynb)\n"
     (folder / "colab" / "README.md").write_text(contents, encoding="utf-8")
+
+
+def executed(source: Path, cache: Path) -> Any:
+    """A notebook with its outputs, from the build's cache; None where it failed.
+
+    What a build leaves in ``jupyter_execute`` has outputs only if it was this build that executed the notebook.
+    """
+    try:
+        return get_cache(cache).merge_match_into_notebook(nbformat.read(source, as_version=4))[1]
+    except KeyError:
+        return None
 
 
 def published(repository: str) -> tuple[str, str]:
