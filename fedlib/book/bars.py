@@ -200,8 +200,7 @@ def load(path: str | Path) -> dict[str, Bar]:
     given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     found: dict[str, Bar] = {}
     for id, fields in given.items():
-        for name, bar in _parts(id, fields).items():
-            found[name] = bar
+        found |= _parts(id, fields)
     return found
 
 

@@ -6,6 +6,7 @@ it ran, and the command that repeats it.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import os
@@ -30,7 +31,12 @@ COMPARABILITY = 2
 
 
 def made(
-    chapter: str, preset: str, file: Path | None = None, runs: Iterable[Run] = (), data: Iterable[Data] = ()
+    chapter: str,
+    preset: str,
+    file: Path | None = None,
+    runs: Iterable[Run] = (),
+    data: Iterable[Data] = (),
+    wall_seconds: float | None = None,
 ) -> dict[str, Any]:
     """The card of a run of a chapter.
 
@@ -39,10 +45,15 @@ def made(
         file: that says what the preset is.
         runs: all that were trained.
         data: all that they learned from.
+        wall_seconds: from start to end.
     """
     configs = [run.config for run in runs]
     parts, start = (sorted({str(c[name]) for c in configs}) for name in ("parts", "start"))
     return {
+        "date": datetime.date.today().isoformat(),
+        "wall_seconds": wall_seconds,
+        "hardware": hardware(),
+        "versions": versions(),
         **commit(chapter),
         "digests": {
             "data": {one.name: fingerprint.of_data(one) for one in data},

@@ -26,7 +26,18 @@ from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
 from fedlib import checks
-from fedlib.book.claims import MARKS, PRESETS, Claim, book_folders, load_results, measured, provenance, typeset
+from fedlib.book.claims import (
+    MARKS,
+    PRESETS,
+    Claim,
+    book_folders,
+    load_results,
+    measured,
+    preset_values,
+    provenance,
+    typeset,
+)
+from fedlib.book.claims import preset as preset  # for readers: fl.chapter.preset
 from fedlib.workers import cores
 
 _SNAPSHOT, _CHECKED = "_fedlib_begin", "_fedlib_checked"
@@ -241,7 +252,7 @@ def check_parameters(
         hint = checks.hint(name, declared) or f" Known parameters: {', '.join(sorted(declared))}"
         raise ValueError(f"unknown parameter {name!r} = {value!r}.{hint}")
     folders = [Path(params)] if params is not None else book_folders("params")
-    quick = _preset(chapter, "quick", folders) or {}
+    quick = preset_values(chapter, "quick", folders) or {}
     for name, spec in declared.items():
         if name not in namespace:
             raise ValueError(f"parameter {name!r} is declared but has no default in the parameters cell")
@@ -255,35 +266,10 @@ def check_parameters(
     return _label(values, chapter, quick, folders)
 
 
-def preset(chapter: str, name: str) -> dict[str, Any]:
-    """A preset's parameters, for a notebook without papermill: ``globals().update(preset(...))`` in a cell of its own.
-
-    Args:
-        chapter: name of the notebook without its ending.
-        name: for example ``"colab"``.
-
-    Raises:
-        ValueError: there is no such preset.
-    """
-    folders = book_folders("params")
-    said, quick = _preset(chapter, name, folders), _preset(chapter, "quick", folders)
-    if said is None or quick is None:
-        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-        raise ValueError(f"there must be a file of the preset, one of {', '.join(known)}; got {f'{chapter}.{name}'!r}")
-    return {**quick, **said}
-
-
-def _preset(chapter: str, preset: str, folders: Sequence[Path]) -> dict[str, Any] | None:
-    """What the preset's file says, in the first of the folders that has it; None without one."""
-    files = (folder / f"{chapter}.{preset}.yaml" for folder in folders)
-    file = next((file for file in files if file.is_file()), None)
-    return None if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
-
-
 def _label(values: Mapping[str, Any], chapter: str, quick: Mapping[str, Any], folders: Sequence[Path]) -> str:
     """The preset's name if its file is there and ``values`` are what it says, else ``custom``, saying why."""
     preset = values["preset"]
-    said = _preset(chapter, preset, folders)
+    said = preset_values(chapter, preset, folders)
     if said is None:
         where = " or ".join(f"`{folder}`" for folder in folders)
         reason = f"no file `{chapter}.{preset}.yaml` in {where} says what the preset `{preset}` is"

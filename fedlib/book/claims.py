@@ -6,7 +6,6 @@ to ``book/results/NAME.PRESET.json`` with :func:`save_results`. The scoreboard i
 
 from __future__ import annotations
 
-import datetime
 import html
 import json
 import math
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from fedlib.book import bars, card
 from fedlib.book.bars import Bar, together
@@ -105,21 +105,26 @@ def measured(
     names = [name for name in known if name.split("/")[0] == id]
     if not names:
         raise ValueError(f"claim {id!r} has no bar in bars.yaml: commit one, with its reason, before the run it judges")
-    if values is None or not np.size(values) if not isinstance(values, Mapping) else not values:
+    if _nothing(values):
         return Claim(id, chapter, statement, paper, told, "not run")
     given = {f"{id}/{part}": v for part, v in values.items()} if isinstance(values, Mapping) else {id: values}
     if {*given} != {*names}:
         raise ValueError(f"claim {id!r} has bars for {', '.join(names)}, but values for {', '.join(given)}")
-    parts = []
-    for name in names:
-        bar, of_seeds = known[name], given[name]
-        if of_seeds is None or not np.size(of_seeds):
-            parts.append({**asdict(bar), "values": [], "interval": [None, None], "verdict": "not run"})
-            continue
-        found, verdict = bar.judge(of_seeds, rounding)
-        numbers = np.atleast_1d(np.asarray(of_seeds, dtype=float)).tolist()
-        parts.append({**asdict(bar), "values": numbers, "interval": [*found], "verdict": verdict})
+    parts = [_judged(known[name], given[name], rounding) for name in names]
     return Claim(id, chapter, statement, paper, told, together([part["verdict"] for part in parts]), tuple(parts))
+
+
+def _nothing(values: Any) -> bool:
+    return values is None or not (values if isinstance(values, Mapping) else np.size(values))
+
+
+def _judged(bar: Bar, values: Any, rounding: float) -> dict[str, Any]:
+    """What was measured of one part of a claim, its bar, and the verdict that follows."""
+    if _nothing(values):
+        return {**asdict(bar), "values": [], "interval": [None, None], "verdict": "not run"}
+    found, verdict = bar.judge(values, rounding)
+    numbers = np.atleast_1d(np.asarray(values, dtype=float)).tolist()
+    return {**asdict(bar), "values": numbers, "interval": [*found], "verdict": verdict}
 
 
 def the_bars() -> dict[str, Bar]:
@@ -198,10 +203,38 @@ def book_folders(name: str) -> list[Path]:
     return [(book_folder() or Path.cwd()) / name, _PACKAGED / name]
 
 
-def preset_file(chapter: str, preset: str) -> Path | None:
-    """The file that says what a preset of a chapter is; None without one."""
-    files = (folder / f"{chapter}.{preset}.yaml" for folder in book_folders("params"))
+def preset_file(chapter: str, preset: str, folders: Sequence[Path] | None = None) -> Path | None:
+    """The file that says what a preset of a chapter is; None without one.
+
+    Args:
+        folders: where to look; default as :func:`book_folders` says.
+    """
+    places = book_folders("params") if folders is None else folders
+    files = (folder / f"{chapter}.{preset}.yaml" for folder in places)
     return next((file for file in files if file.is_file()), None)
+
+
+def preset_values(chapter: str, preset: str, folders: Sequence[Path] | None = None) -> dict[str, Any] | None:
+    """What the file of a preset says; None without one."""
+    file = preset_file(chapter, preset, folders)
+    return None if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def preset(chapter: str, name: str) -> dict[str, Any]:
+    """A preset's parameters, for a notebook without papermill: ``globals().update(preset(...))`` in a cell of its own.
+
+    Args:
+        chapter: name of the notebook without its ending.
+        name: for example ``"colab"``.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    own, quick = preset_values(chapter, name), preset_values(chapter, "quick")
+    if own is None or quick is None:
+        known = sorted({file.stem for folder in book_folders("params") for file in folder.glob("*.yaml")})
+        raise ValueError(f"there must be a file of the preset, one of {', '.join(known)}; got {f'{chapter}.{name}'!r}")
+    return {**quick, **own}
 
 
 def plain(value: Any) -> Any:
@@ -295,15 +328,7 @@ def save_results(
             "curves": curves or {},
         }
     )
-    content["made"] = plain(
-        {
-            "date": datetime.date.today().isoformat(),
-            "wall_seconds": wall_time,
-            "hardware": card.hardware(),
-            "versions": card.versions(),
-            **card.made(name, preset, preset_file(name, preset), runs, data),
-        }
-    )
+    content["made"] = plain(card.made(name, preset, preset_file(name, preset), runs, data, wall_time))
     path = Path(folder or book_folders("results")[0]) / f"{name}.{preset}.json"
     if path.exists() and _same(path, content):
         return path

@@ -10,7 +10,6 @@ its rate, what it was chosen from, and the history of every run that is reported
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,8 +55,9 @@ class Record:
     def __init__(self, chapter: str, preset: str, folder: str | Path | None = None):
         self.chapter, self.preset = chapter, preset
         self.preset_file = claims.preset_file(chapter, preset)
-        # of the tree as it is before anything is trained
-        self.tree = {"versions": card.versions(), **card.commit(chapter), "code": card.code()}
+        # Of the tree as it is before anything is trained; the digest of its code is kept from here on.
+        self.tree = {"versions": card.versions(), **card.commit(chapter)}
+        card.code()
         self.file = Path(folder or claims.book_folders("results")[0] / "rows") / f"{chapter}.{preset}.json"
         self.content: dict[str, Any] = {"name": chapter, "preset": preset, "rows": {}}
         if self.file.exists():
@@ -92,16 +92,11 @@ class Record:
             ValueError: another commit is checked out than when the record was opened.
         """
         tuning = [run for runs in row.tuning.values() for run in runs]
-        made = {
-            "date": datetime.date.today().isoformat(),
-            "wall_seconds": sum({run.seconds for run in (*row.runs, *tuning)}),  # the runs of a sweep share its time
-            "hardware": card.hardware(),
-            "versions": card.versions(),
-            **card.made(self.chapter, self.preset, self.preset_file, row.runs),
-        }
+        seconds = sum({run.seconds for run in (*row.runs, *tuning)})  # the runs of a sweep share its time
+        made = card.made(self.chapter, self.preset, self.preset_file, row.runs, wall_seconds=seconds)
         if made["commit"] != self.tree["commit"]:
             raise ValueError(f"{row.name} is not recorded: while it was trained {made['commit']} was checked out")
-        made["digests"]["code"], made["clean"] = self.tree["code"], self.tree["clean"]
+        made["clean"] = self.tree["clean"]
         if self.file.exists():
             self.content = json.loads(self.file.read_text(encoding="utf-8"))
         self.content["rows"][f"{table}: {row.name}"] = claims.plain(

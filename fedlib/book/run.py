@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     book = claims.book_folder()
     if book is None:
         raise SystemExit("there is no checkout of the book here")
-    values = fl.chapter.preset(given.chapter, given.preset)
+    values = claims.preset(given.chapter, given.preset)
     record = Record(given.chapter, given.preset, given.folder)
     replay = Replay(record)
     execute(book / f"{given.chapter}.ipynb", values, replay if given.replay else record)
