@@ -9,7 +9,8 @@ import functools
 import executed
 import pytest
 
-from fedlib import data
+import fedlib as fl
+from fedlib import data, experiment
 
 LONG = {"notebook", "site", "colab", "heavy", "slow"}  # markers of what a quick check leaves out
 
@@ -43,3 +44,29 @@ def needs_data():
         return root
 
     return folder
+
+
+@pytest.fixture
+def sweeps_here(monkeypatch):
+    """Function (tell) -> list: sweeps of an experiment run in this process from here on, and the list has for each what
+    ``tell`` says of its options."""
+
+    def watch(tell):
+        ran = []
+
+        def side_by_side(function, keys, *, each, **_):
+            found = {}
+            for key in keys:
+                found[key] = function(key)
+                each(key, found[key])
+            return found
+
+        def sweep(*given, **options):
+            ran.append(tell(options))
+            return fl.sweep(*given, **options | {"progress": False})
+
+        monkeypatch.setattr(experiment, "side_by_side", side_by_side)
+        monkeypatch.setattr(experiment, "sweep", sweep)
+        return ran
+
+    return watch

@@ -22,25 +22,9 @@ def data():
 
 
 @pytest.fixture
-def here(monkeypatch):
+def here(sweeps_here):
     """Sweeps are run in this process, and counted."""
-    ran = []
-
-    def side_by_side(function, keys, *, each, **_):
-        found = {}
-        for key in keys:
-            found[key] = function(key)
-            each(key, found[key])
-        return found
-
-    def sweep(model, data, parts, algorithm, **options):
-        seeds, rates = options["seed"], options["lr"]
-        ran.append((options["progress"], tuple(rates), tuple(seeds), options["rounds"]))
-        return fl.sweep(model, data, parts, algorithm, **options | {"progress": False})
-
-    monkeypatch.setattr(experiment, "side_by_side", side_by_side)
-    monkeypatch.setattr(experiment, "sweep", sweep)
-    return ran
+    return sweeps_here(lambda o: (o["progress"], tuple(o["lr"]), tuple(o["seed"]), o["rounds"]))
 
 
 def plan(data, **changes):

@@ -1,16 +1,15 @@
 """Copies of the notebooks for Colab and GitHub: what a reader without Sphinx sees."""
 
 import html
-import importlib.util
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urldefrag
 
 import nbformat
+import portable
 import pytest
 import yaml
 from pybtex.database import parse_string
@@ -18,11 +17,6 @@ from pybtex.database import parse_string
 import fedlib as fl
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "book"))
-spec = importlib.util.spec_from_file_location("portable", ROOT / "book" / "_ext" / "portable.py")
-portable = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(portable)
-
 SITE = ROOT / "_build" / "html"
 COPIES = ROOT / "_build" / "colab" / "book"
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "book").glob("*.ipynb"))

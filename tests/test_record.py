@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import fedlib as fl
-from fedlib import experiment
 from fedlib.book import card, claims, record, run
 from fedlib.book.record import Record
 
@@ -19,26 +18,11 @@ def data():
 
 
 @pytest.fixture
-def ran(monkeypatch):
-    """Sweeps, run here, in a tree without changes."""
-    names = []
-
-    def side_by_side(function, keys, *, each, **_):
-        found = {}
-        for key in keys:
-            found[key] = function(key)
-            each(key, found[key])
-        return found
-
-    def sweep(*given, **options):
-        names.append(options["progress"])
-        return fl.sweep(*given, **options | {"progress": False})
-
-    monkeypatch.setattr(experiment, "side_by_side", side_by_side)
-    monkeypatch.setattr(experiment, "sweep", sweep)
+def ran(sweeps_here, monkeypatch):
+    """Names of the sweeps, run here, in a tree without changes."""
     monkeypatch.setattr(card, "commit", lambda *_: {"commit": "a" * 40, "clean": True})
     monkeypatch.setattr(card, "versions", lambda: {"fedlib": "0.1.0"})
-    return names
+    return sweeps_here(lambda options: options["progress"])
 
 
 def plan(data, record, **changes):
