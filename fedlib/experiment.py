@@ -309,9 +309,7 @@ class Plan:
         """
         if not when:
             return Found({})
-        named = next((row for row in rows if not isinstance(row, str)), None)
-        if named is not None:
-            raise ValueError(f"a row's name must be a text, got {named!r}")
+        _check_rows(rows)
         entries = {row: _Entry.of(self, row, differs) for row, differs in rows.items()}
         found = {row: self._recorded(name, entry) for row, entry in entries.items()}
         jobs: dict[tuple, _Entry] = {}  # rows that say the same are trained once, under the name of the first
@@ -342,6 +340,17 @@ class Plan:
 
     def _recorded(self, name: str, entry: _Entry) -> Row | None:
         return None if self.record is None else self.record.get(name, entry.name, entry.description, entry.first)
+
+
+def _check_rows(rows: object) -> None:
+    """Refuse what is no table of rows."""
+    if not isinstance(rows, Mapping):
+        raise ValueError(f"rows must be a dict of a row's name to what differs, got {rows!r}")
+    for name, differs in rows.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a row's name must be a text, got {name!r}")
+        if not isinstance(differs, Mapping):
+            raise ValueError(f"row {name!r} must be a dict of what differs, {{}} where nothing does, got {differs!r}")
 
 
 def _validations(tried: Mapping[float, Sequence[Run]]) -> dict[float, list[Sequence[float]]]:
@@ -381,8 +390,8 @@ class _Entry:
             raise ValueError(
                 f"row {name!r}: algorithm must be a method such as fl.algorithms.fedavg(), got {algorithm!r}"
             )
-        options = {key: value for key, value in differs.items() if key in _SIMULATION and key != "algorithm"}
-        rest = {key: v for key, v in differs.items() if key not in own and key not in options and key != "algorithm"}
+        options = {key: value for key, value in differs.items() if key in _SIMULATION}
+        rest = {key: value for key, value in differs.items() if key not in (*own, *options, "algorithm")}
         signature = inspect.signature(plan.model)
         try:
             bound = signature.bind(**rest)

@@ -188,7 +188,13 @@ def test_a_bar_that_makes_no_sense_is_refused(changes, message):
 
 def test_a_file_that_is_malformed_is_refused_by_name(tmp_path):
     file = tmp_path / "bars.yaml"
-    for text, message in (("one: 5", "bar 'one' must be fields"), ("one: {bra: 5}", "bar 'one': .*bra")):
+    for text, message in (
+        ("one: 5", "bar 'one' must be fields"),
+        ("one: {bra: 5}", "bar 'one': .*bra"),
+        ("- one", "bars.yaml must hold bars by the names of their claims, got .'one'."),
+        ("one: {bar: 5}\ntwo: {}\none: {bar: 6}", "bar or field 'one' stands twice"),
+        ("one: {bar: 5, sense: at least, bar: 6}", "bar or field 'bar' stands twice"),
+    ):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             bars.load(file)

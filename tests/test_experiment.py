@@ -282,6 +282,22 @@ def test_what_belongs_elsewhere_is_told(data, changes, message):
         plan(data, **changes)
 
 
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (["a", "b"], "rows must be a dict of a row's name to what differs, got .'a', 'b'."),
+        ({"a": None}, "row 'a' must be a dict of what differs, {} where nothing does, got None"),
+        (
+            {"a": fl.algorithms.fedprox()},
+            "row 'a' must be a dict of what differs, {} where nothing does, got Algorithm",
+        ),
+    ],
+)
+def test_what_is_no_table_is_refused(data, here, rows, message):
+    with pytest.raises(ValueError, match=message):
+        plan(data).run(rows)
+
+
 def test_rows_are_named_by_text_and_methods_are_methods(data, here):
     with pytest.raises(ValueError, match="a row's name must be a text, got 0.1"):
         plan(data).run({0.1: {}})

@@ -191,13 +191,26 @@ def together(verdicts: Sequence[str]) -> str:
     return "holds"
 
 
+class _Once(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not the second of the two."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"bar or field {twice!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path) -> dict[str, Bar]:
     """id -> bar. A claim of several parts has one bar for each, ``"claim/part"``.
 
     Raises:
         ValueError: a bar that is malformed, by its name and field.
     """
-    given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    given = yaml.load(Path(path).read_text(encoding="utf-8"), _Once) or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{path} must hold bars by the names of their claims, got {given!r}")
     found: dict[str, Bar] = {}
     for id, fields in given.items():
         found |= _parts(id, fields)
