@@ -121,21 +121,7 @@ def of_text(*pieces: str) -> str:
 
 def tree(text: str) -> str:
     """What Python runs of a module: its syntax tree, without comments, layout and docstrings."""
-    parsed = ast.parse(text)
-    for node in ast.walk(parsed):
-        for name in ("body", "orelse", "finalbody"):
-            block = getattr(node, name, None)
-            if isinstance(block, list):
-                setattr(node, name, [statement for statement in block if not _is_text(statement)])
-    return ast.unparse(parsed)  # a dump differs between versions of Python
-
-
-def _is_text(statement: ast.AST) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+    return ast.unparse(_without_docstrings(ast.parse(text)))  # a dump differs between versions of Python
 
 
 def of_numbers(net: nn.Module) -> str:
@@ -294,7 +280,7 @@ def _functions(source: str) -> dict[tuple[str, int], list[str]]:
 def _without_docstrings(tree: ast.AST) -> ast.AST:
     for node in ast.walk(tree):
         if (
-            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
             and ast.get_docstring(node) is not None
         ):
             node.body = node.body[1:] or [ast.Pass()]

@@ -551,9 +551,8 @@ class Simulation:
             down, up = (4 * self.config["clients_per_round"] * numbers for numbers in moved)
             net = stage(copy.deepcopy(self.net)).to(self.device).eval()
             for s in self.live:
-                if not self.algorithm.objective.labels:
-                    (valid, _), (pooled, by_client) = (math.nan, []), (math.nan, [])
-                else:
+                valid, pooled, by_client = math.nan, math.nan, []
+                if self.algorithm.objective.labels:
                     valid, _ = self._accuracies(net, s, w[s], "val")
                     pooled, by_client = self._accuracies(net, s, w[s], "test")
                     if math.isnan(sum([pooled, *by_client])) or math.isnan(valid) and self.data.x_val is not None:
@@ -627,7 +626,7 @@ class Simulation:
 
         return [
             Run(
-                {**self._config_of(own), **{name: own[name] for name in self.axes}, "settings": self._settings_of(own)},
+                {**self._config_of(s), **{name: own[name] for name in self.axes}, "settings": self._settings_of(own)},
                 pd.DataFrame(self.history[s], columns=columns),
                 by_client(self.history[s]),
                 self.diverged[s],
@@ -637,11 +636,11 @@ class Simulation:
             for s, own in enumerate(self.settings)
         ]
 
-    def _config_of(self, own: dict) -> dict:
-        """What one run has in common with the others, and its own partition."""
-        splits = {name: self.config[name][own["seed"]] for name in ("parts", "test_parts", "val_parts")}
-        start = self.start[self.settings.index(own)]
-        return {**self.config, **splits, "start": fingerprint.of_tensor(start)}
+    def _config_of(self, s: int) -> dict:
+        """What run s has in common with the others, its own partition, and its initial weights in short."""
+        seed = self.settings[s]["seed"]
+        splits = {name: self.config[name][seed] for name in ("parts", "test_parts", "val_parts")}
+        return {**self.config, **splits, "start": fingerprint.of_tensor(self.start[s])}
 
     def _settings_of(self, own: Mapping) -> dict:
         """The method's settings in one run."""
