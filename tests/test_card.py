@@ -61,6 +61,21 @@ def test_a_claim_says_what_it_was_judged_by(monkeypatch, capsys):
     verdicts.expect({"speed": "holds", "end": "undecided"})
 
 
+@pytest.mark.parametrize(
+    "ends, told",
+    [
+        ((-20.91, 12.04), "-20.9 to 12.0"),
+        ((0.0012, 0.0345), "0.0012 to 0.0345"),
+        ((1234.5, 2000.2), "1234 to 2000"),
+        ((0.0, 0.0), "0 to 0"),
+        ((-math.inf, math.inf), "-inf to inf"),
+        ((math.nan, math.nan), "nan to nan"),
+    ],
+)
+def test_both_ends_of_an_interval_have_as_many_decimals(ends, told):
+    assert chapter._alike(*ends) == told
+
+
 def recorded(folder, values, comparability=None, **more):
     path = claims.save_results("02_x", "custom", config={}, claims=[measured("speed", values)], folder=folder, **more)
     content = json.loads(path.read_text(encoding="utf-8"))

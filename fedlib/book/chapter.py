@@ -451,6 +451,13 @@ def table(frame: pd.DataFrame, digits: int = 1, signed: Sequence[str] = (), capt
     return styled.set_caption(caption) if caption else styled
 
 
+def _alike(low: float, high: float) -> str:
+    """The ends of an interval with as many decimals each, three digits for the longer one: ``"-20.9 to 12.0"``."""
+    longest = max(abs(low), abs(high))
+    decimals = 2 - math.floor(math.log10(longest)) if 0 < longest < math.inf else 0
+    return " to ".join(f"{end:.{max(0, decimals)}f}" for end in (low, high))
+
+
 def _spoken(part: Mapping[str, Any]) -> str:
     """What one part of a claim was judged by: values, interval, bar and its reason."""
     _, _, name = part["id"].partition("/")
@@ -459,8 +466,8 @@ def _spoken(part: Mapping[str, Any]) -> str:
         return f"{start}: not run."
     number = len(part["values"][0]) if part["learned"] is not None else len(part["values"])
     seeds = "" if part["exact"] else f", {counted(number, 'seed')}"
-    low, high = (f"{end:.3g}" for end in part["interval"])
-    found = low if part["exact"] else f"95 % interval {low} to {high}"
+    low, high = part["interval"]
+    found = f"{low:.3g}" if part["exact"] else f"95 % interval {_alike(low, high)}"
     weaker = f" (in part {part['weaker']:g}, {part['weaker_reason']})" if part["weaker"] is not None else ""
     late = " This bar was set after earlier results were known." if part["known"] else ""
     return typeset(f"{start}: {found}{seeds}. Bar: {part['sense']} {part['bar']:g}, {part['reason']}{weaker}.{late}")
