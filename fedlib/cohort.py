@@ -533,9 +533,6 @@ class Trainer:
         return own_generator(int(mixed(key, step)), self.images.device)
 
     def _step(self, G: Tensor, W: Tensor, local: Local) -> None:
-        if not self.direction and "weight_decay" in local.numbers:
-            G = G + local["weight_decay"] * W
-            G = G if self.frozen is None else G.masked_fill(self.frozen, 0)
         for transform in self.direction:
             G = transform(G, W, local)
             if self.frozen is not None:  # at once, so that what stands still counts in no later transform's norm
@@ -633,8 +630,11 @@ class Trainer:
             loss = each([*parameters, *stats], x, y, local.told, key)
         learning = [p for p in parameters if p.requires_grad]
         gradients = torch.autograd.grad(loss.sum(), learning, allow_unused=True, materialize_grads=True)
-        gradients = _with_zeros(gradients, parameters)
-        self._step(torch.cat([g.flatten(1) for g in gradients], dim=1), W, local)
+        if not self.direction:
+            _descend_together([p.data for p in learning], gradients, local)
+        else:
+            gradients = _with_zeros(gradients, parameters)
+            self._step(torch.cat([g.flatten(1) for g in gradients], dim=1), W, local)
         if stats:
             buffers[members] = torch.cat([b.flatten(1) for b in stats], dim=1)
         return loss.detach()
@@ -711,6 +711,15 @@ def _descend(
             if decay:
                 torch._foreach_mul_(some, 1 - lr * decay)
             torch._foreach_add_(some, own, alpha=-lr)
+
+
+def _descend_together(parameters: Sequence[Tensor], gradients: Sequence[Tensor], local: Local) -> None:
+    """A step of plain SGD of every row, tensor by tensor: put into rows, gradients would be copied twice more."""
+    for p, g in zip(parameters, gradients, strict=True):
+        column = (-1, *[1] * (p.dim() - 1))
+        if "weight_decay" in local.numbers:
+            g = g + local["weight_decay"].view(column) * p
+        p.sub_(local["lr"].view(column) * g)
 
 
 def _with_zeros(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -43,6 +43,7 @@ from fedlib.workers import Workers, cores, one_thread, slices
 ENGINES = ("auto", "clients", "stacked")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
 CHUNK = 32  # rows stacked together on a CPU; the same for any number of workers, which then cannot change a bit
+DENSE_CHUNK = 64  # of networks without convolutions, whose rows are small
 Split = Sequence[Tensor] | Callable[[int], Sequence[Tensor]]  # who holds what; the same for all seeds or not
 SHARE = 16  # rows of a wave take this part of free memory at most: training needs several copies, and activations
 
@@ -367,7 +368,7 @@ class Simulation:
             "precision": precision,
             "device": self.device.type,
             "engine": _choose_engine(networks[0], self.device, data, rows) if engine == "auto" else engine,
-            "chunk": chunk or (rows if self.device.type == "cuda" else min(rows, CHUNK)),
+            "chunk": chunk or _chunk(networks[0], self.device, rows),
             "wave": -(-K // waves),
         }
         self._make_sides(networks, data)
@@ -921,6 +922,11 @@ def _check_model(net: object) -> nn.Module:
     if not any(p.requires_grad for p in net.parameters()):
         raise ValueError(f"model must have parameters that learn, got {type(net).__name__} without any")
     return net
+
+
+def _chunk(net: nn.Module, device: torch.device, rows: int) -> int:
+    """How many rows are stacked together: on a GPU all of them."""
+    return rows if device.type == "cuda" else min(rows, CHUNK if convolutional(net) else DENSE_CHUNK)
 
 
 def _choose_engine(net: nn.Module, device: torch.device, data: Data, rows: int) -> str:
