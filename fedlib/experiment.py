@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -293,7 +293,13 @@ class Plan:
         return plan
 
     def run(
-        self, rows: Mapping[str, Mapping[str, Any]], name: str = "", *, when: bool = True, first: Sequence[str] = ()
+        self,
+        rows: Mapping[str, Mapping[str, Any]],
+        name: str = "",
+        *,
+        when: bool = True,
+        first: Sequence[str] = (),
+        one_by_one: bool = False,
     ) -> Found:
         """Train every row, several side by side: first what chooses its rate, then the runs that are reported.
 
@@ -303,6 +309,7 @@ class Plan:
             name: of the table, in a record.
             when: False runs nothing, and gives an experiment without rows.
             first: rows that take longest; they are begun first.
+            one_by_one: one row after another, each on all cores: of a network that keeps them busy.
 
         Raises:
             ValueError: a word that neither plan, simulation nor model knows.
@@ -317,9 +324,10 @@ class Plan:
             if found[row] is None:
                 jobs.setdefault(entry.recipe, entry)
 
+        known = {recipe: self._known_of(entry) for recipe, entry in jobs.items()}
+
         def train(recipe: tuple) -> Row:
-            entry = jobs[recipe]
-            return entry.train({key: run for key, run in self.known.items() if key[0] == entry.identity})
+            return jobs[recipe].train(known[recipe])
 
         def keep(recipe: tuple, row: Row) -> None:
             for run in _all(row):
@@ -330,13 +338,25 @@ class Plan:
                     self.record.put(name, replace(row, name=entry.name), entry.description)
 
         longest = [recipe for recipe, entry in jobs.items() if entry.name in first]
-        trained = side_by_side(train, jobs, first=longest, each=keep)
+        trained: dict[Hashable, Row] = {}
+        for some in [[job] for job in jobs] if one_by_one else [jobs]:
+            trained |= side_by_side(train, some, first=longest, each=keep)
         return Found(
             {
                 row: replace(found[row] or trained[entry.recipe], name=row, differs=dict(rows[row]))
                 for row, entry in entries.items()
             }
         )
+
+    def _known_of(self, entry: _Entry) -> dict[tuple, Run]:
+        return {key: run for key, run in self.known.items() if key[0] == entry.identity}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is known grows while rows travel to other processes, which need none of it.
+        return {**vars(self), "known": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     def _recorded(self, name: str, entry: _Entry) -> Row | None:
         return None if self.record is None else self.record.get(name, entry.name, entry.description, entry.first)

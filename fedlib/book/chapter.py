@@ -7,9 +7,7 @@ between is a parameter and must be declared.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import math
 import re
 import time
@@ -38,6 +36,7 @@ from fedlib.book.claims import (
     typeset,
 )
 from fedlib.book.claims import preset as preset  # for readers: fl.chapter.preset
+from fedlib.book.record import Checkpoints, written
 from fedlib.workers import cores
 
 _SNAPSHOT, _CHECKED = "_fedlib_begin", "_fedlib_checked"
@@ -305,28 +304,6 @@ def parameter(name: str) -> Iterator[None]:
         raise ValueError(f"parameter {name!r}: {error}") from error
 
 
-@dataclass(frozen=True)
-class Checkpoints:
-    """Names of a chapter's checkpoints; made by :func:`checkpoint_names`."""
-
-    folder: Path | None
-    start: str
-    settings: str
-
-    def __call__(self, *words: Any, **more: Any) -> Path | None:
-        """The file of one sweep; None where nothing is kept.
-
-        Args:
-            *words: what tells the sweep from the others of the chapter.
-            **more: further settings of this sweep alone that decide its result.
-        """
-        if self.folder is None:
-            return None
-        digest = hashlib.sha256(f"{self.settings} {_written([words, more])}".encode()).hexdigest()[:10]
-        spoken = "-".join(re.sub(r"[^\w.+=-]+", "", str(word)) for word in words)
-        return self.folder / f"{self.start}-{spoken}-{digest}.pt"
-
-
 def checkpoint_names(namespace: Mapping[str, Any], besides: Collection[str] = ()) -> Checkpoints:
     """A function that names checkpoints so that no two runs meet that differ in what decides a result.
 
@@ -347,12 +324,8 @@ def checkpoint_names(namespace: Mapping[str, Any], besides: Collection[str] = ()
     decides = {name: value for name, value in values.items() if name not in {*_WHERE, *_CHOICES, *besides}}
     folder = values.get("checkpoints")
     return Checkpoints(
-        Path(folder).expanduser() if folder else None, f"{chapter[:2]}-{values['preset']}", _written([chapter, decides])
+        Path(folder).expanduser() if folder else None, f"{chapter[:2]}-{values['preset']}", written([chapter, decides])
     )
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 # ---------------------------------------------------------------- what a page shows

@@ -10,7 +10,9 @@ its rate, what it was chosen from, and the history of every run that is reported
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,33 @@ from fedlib.simulate import Run, Weights
 
 TOLERANCE = 1e-4  # of the first rounds, by which another machine or a change of code may move them
 _KEPT = ("clients", "seed", "lr", "weight_decay", "clip", "engine", "precision", "device", "parts", "start", "rounds")
+
+
+def written(value: Any) -> str:
+    """A text that is the same for the same settings."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Names of a chapter's checkpoints; made by :func:`fedlib.book.chapter.checkpoint_names`."""
+
+    folder: Path | None
+    start: str
+    settings: str
+
+    def __call__(self, *words: Any, **more: Any) -> Path | None:
+        """The file of one sweep; None where nothing is kept.
+
+        Args:
+            *words: what tells the sweep from the others of the chapter.
+            **more: further settings of this sweep alone that decide its result.
+        """
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(f"{self.settings} {written([words, more])}".encode()).hexdigest()[:10]
+        spoken = "-".join(re.sub(r"[^\w.+=-]+", "", str(word)) for word in words)
+        return self.folder / f"{self.start}-{spoken}-{digest}.pt"
 
 
 class Gone:

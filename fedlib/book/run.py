@@ -4,8 +4,8 @@
     python -m fedlib.book.run 02_layer_normalization --preset cpu --replay      which rows still give what they gave
 
 It executes the cells of the notebook that are tagged ``parameters`` and ``experiment``, in order, with the preset's
-values. Such cells may use ``fl``, ``np``, ``torch``, the parameters and ``record``; each row is recorded as soon as it
-is there (:mod:`fedlib.book.record`), so that a recording that was interrupted goes on.
+values. Such cells may use ``fl``, ``np``, ``torch``, the parameters, ``record`` and ``checkpoint``; each row is recorded
+as soon as it is there (:mod:`fedlib.book.record`), so that a recording that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ import torch
 
 import fedlib as fl
 from fedlib.book import claims
-from fedlib.book.record import Record, Replay
+from fedlib.book.record import Checkpoints, Record, Replay, written
 from fedlib.experiment import Recording
 
 
-def execute(notebook: Path, values: dict[str, Any], record: Recording) -> dict[str, Any]:
+def execute(
+    notebook: Path, values: dict[str, Any], record: Recording, checkpoints: Path | None = None
+) -> dict[str, Any]:
     """The names that a chapter's experiments leave behind.
 
     Args:
         values: of the parameters that differ from those in the notebook.
         record: keeps and finds rows.
+        checkpoints: a folder for those of rows that are being trained.
 
     Raises:
         ValueError: the notebook has no such cells, or a parameter does not exist.
@@ -43,7 +46,9 @@ def execute(notebook: Path, values: dict[str, Any], record: Recording) -> dict[s
     for tag, sources in tagged.items():
         if not sources:
             raise ValueError(f"{notebook} has no cell that is tagged {tag!r}")
-    names: dict[str, Any] = {"fl": fl, "np": np, "torch": torch, "record": record, "__name__": notebook.stem}
+    checkpoint = Checkpoints(checkpoints, notebook.stem[:2], written([notebook.stem, values]))
+    names: dict[str, Any] = {"fl": fl, "np": np, "torch": torch, "record": record, "checkpoint": checkpoint}
+    names["__name__"] = notebook.stem
     for source in tagged["parameters"]:
         exec(compile(source, f"{notebook.name}, parameters", "exec"), names)
     unknown = next((name for name in values if name not in names), None)
@@ -61,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--replay", action="store_true", help="record nothing; exit with 1 if a row is stale")
     parser.add_argument("--folder", type=Path, help="of the records; default book/results/rows")
+    parser.add_argument("--checkpoints", type=Path, help="a folder, from which a row that was interrupted goes on")
     given = parser.parse_args(arguments)
     book = claims.book_folder()
     if book is None:
@@ -68,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     values = claims.preset(given.chapter, given.preset)
     record = Record(given.chapter, given.preset, given.folder)
     replay = Replay(record)
-    execute(book / f"{given.chapter}.ipynb", values, replay if given.replay else record)
+    execute(book / f"{given.chapter}.ipynb", values, replay if given.replay else record, given.checkpoints)
     lines = replay.found if given.replay else {name: "recorded" for name in record.content["rows"]}
     print("\n".join(f"{name}: {told}" for name, told in lines.items()))
     return int(any(told.startswith("stale") for told in lines.values()))
