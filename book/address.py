@@ -24,18 +24,31 @@ def address(root: Path = ROOT) -> tuple[str, str, str]:
     Raises:
         ValueError: the url is not ``https://github.com/OWNER/REPOSITORY``.
     """
-    repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    match = re.fullmatch(rf"https://github\.com/({_PART})/({_PART}?)/?", repository["url"])
+    repository = yaml.safe_load(
+        (root / "_config.yml").read_text(encoding="utf-8")
+    )["repository"]
+    match = re.fullmatch(
+        rf"https://github\.com/({_PART})/({_PART}?)/?",
+        repository["url"],
+    )
     if not match or match[2].endswith(".git"):
-        raise ValueError(f"repository: url: must be https://github.com/OWNER/REPOSITORY, got {repository['url']!r}")
+        raise ValueError(
+            f"repository: url: must be https://github.com/OWNER/REPOSITORY, got {repository['url']!r}"
+        )
     return match[1], match[2], repository["branch"]
 
 
-def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str]]:
+def rules(
+    owner: str, repo: str, branch: str
+) -> list[tuple[re.Pattern[str], str]]:
     """Pairs of a pattern that only ever means our own address, and what must stand there."""
     ours = f"{owner}/{repo}"
     # a repository of the name OWNER.github.io is published at its owner's root
-    site = f"{owner}.github.io" if repo.lower() == f"{owner}.github.io".lower() else f"{owner}.github.io/{repo}"
+    site = (
+        f"{owner}.github.io"
+        if repo.lower() == f"{owner}.github.io".lower()
+        else f"{owner}.github.io/{repo}"
+    )
     return [
         (re.compile(pattern), text)
         for pattern, text in [
@@ -45,18 +58,30 @@ def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str
                 f"https://colab.research.google.com/github/{ours}/blob/colab/book/",
             ),
             # installing fedlib, with the book's extra or without
-            (rf"git\+https://github\.com/{_REPO}", f"git+https://github.com/{ours}"),
+            (
+                rf"git\+https://github\.com/{_REPO}",
+                f"git+https://github.com/{ours}",
+            ),
             # cloning, the badge of the workflow
-            (rf"(git clone[^\n]*? )https://github\.com/{_REPO}", rf"\g<1>https://github.com/{ours}"),
+            (
+                rf"(git clone[^\n]*? )https://github\.com/{_REPO}",
+                rf"\g<1>https://github.com/{ours}",
+            ),
             (
                 rf"https://github\.com/{_REPO}/actions/workflows/book\.yml",
                 f"https://github.com/{ours}/actions/workflows/book.yml",
             ),
             # the published pages
-            (rf"https://{_PART}\.github\.io/(?:{_PART}/)?book/", f"https://{site}/book/"),
+            (
+                rf"https://{_PART}\.github\.io/(?:{_PART}/)?book/",
+                f"https://{site}/book/",
+            ),
             # the workflow: which branch is built and published
             (r"(?m)^(    branches: )\[[^\]]*\]", rf"\g<1>[{branch}]"),
-            (r"(github\.ref == )'refs/heads/[^']+'", rf"\g<1>'refs/heads/{branch}'"),
+            (
+                r"(github\.ref == )'refs/heads/[^']+'",
+                rf"\g<1>'refs/heads/{branch}'",
+            ),
             # pyproject.toml, CITATION.cff
             (
                 rf'(?m)^(Repository = |repository-code: )"https://github\.com/{_REPO}"',
@@ -68,8 +93,20 @@ def rules(owner: str, repo: str, branch: str) -> list[tuple[re.Pattern[str], str
 
 def files(root: Path = ROOT) -> list[Path]:
     """Everything that may repeat the address."""
-    named = [root / name for name in ("README.md", "pyproject.toml", "CITATION.cff", ".github/workflows/book.yml")]
-    return [*named, *sorted((root / "book").glob("*.ipynb")), *sorted((root / "book").glob("*.md"))]
+    named = [
+        root / name
+        for name in (
+            "README.md",
+            "pyproject.toml",
+            "CITATION.cff",
+            ".github/workflows/book.yml",
+        )
+    ]
+    return [
+        *named,
+        *sorted((root / "book").glob("*.ipynb")),
+        *sorted((root / "book").glob("*.md")),
+    ]
 
 
 def differing(root: Path = ROOT) -> dict[Path, str]:
@@ -86,12 +123,21 @@ def differing(root: Path = ROOT) -> dict[Path, str]:
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if any file differs")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit with 1 if any file differs",
+    )
     check = parser.parse_args(arguments).check
     found = differing(root)
     for path, text in found.items():
-        print(f"{path.relative_to(root)}: {'has another address' if check else 'rewritten'}")
+        print(
+            f"{path.relative_to(root)}: {'has another address' if check else 'rewritten'}"
+        )
         if not check:
             path.write_text(text, encoding="utf-8")
     return int(check and bool(found))

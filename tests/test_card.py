@@ -55,8 +55,10 @@ def test_a_claim_says_what_it_was_judged_by(monkeypatch, capsys):
     verdicts.measure("speed", "LN helps.", "+32 points", "so much", [20.0, 22.0, 21.0, 19.0])
     verdicts.measure("end", "LN helps.", "+32 points", "so much", {"LN": [1.0, 2.0], "FN": [2.0, 2.5]})
     verdicts.measure("same", "The same.", "exactly", "so much", 3e-15)
-    assert "95\xa0% interval 18.4 to 22.6, 4 seeds. Bar: at least 15, half (in part 5, more than noise)" in shown[0]
-    assert "*LN: points: " in shown[1] and "set after earlier results were known" in shown[1]
+    assert "<li>Interval: 18.4 to 22.6, 4 seeds. Bar: at least 15 (in part 5): holds.</li>" in shown[0]
+    assert "At least 15: half; in part 5: more than noise." in shown[0]
+    assert "<li>LN: " in shown[1] and "LN: points" in shown[1]
+    assert "set after earlier results were known" in shown[1]
     assert [one.verdict for one in verdicts.claims] == ["holds", "undecided", "holds"]
     verdicts.expect({"speed": "holds", "end": "undecided"})
 
@@ -68,7 +70,7 @@ def test_a_claim_says_what_it_was_judged_by(monkeypatch, capsys):
         ((0.0012, 0.0345), "0.0012 to 0.0345"),
         ((1234.5, 2000.2), "1234 to 2000"),
         ((0.0, 0.0), "0 to 0"),
-        ((-math.inf, math.inf), "-inf to inf"),
+        ((-math.inf, math.inf), "-∞ to ∞"),
         ((math.nan, math.nan), "nan to nan"),
     ],
 )

@@ -1,6 +1,8 @@
 import re
 import time
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +11,8 @@ from myst_nb.core.variables import format_plain_text
 
 from fedlib import algorithms, data
 from fedlib.book import chapter, claims
+from fedlib.experiment import Row
+from fedlib.simulate import Run
 
 SPEC = {
     "preset": ("quick", "colab", "paper"),
@@ -408,3 +412,65 @@ def test_recorded_runs_are_those_of_the_larger_presets(tmp_path, monkeypatch):
     first, *others = shown[0].splitlines()
     assert first.startswith("- `cpu`: ") and others == ["- `colab`: not run", "- `paper`: not run"]
     assert shown[1].count("not run") == 3
+
+
+def row(name, seeds, *accuracies):
+    """A row whose runs were evaluated after rounds 5, 10, ..."""
+    runs = [
+        Run(
+            {"seed": seed, "evaluate_every": 5},
+            pd.DataFrame({"round": [5, 10], "accuracy": [of / 200, of / 100], "validation": [0.0, 0.0]}),
+            pd.DataFrame(), None, 1.0, None,
+        )
+        for seed, of in zip(seeds, accuracies, strict=True)
+    ]  # fmt: skip
+    return Row(name, {}, 0.1, {}, runs)
+
+
+def test_rows_are_compared_by_the_seeds_that_both_have():
+    one, other = row("LN", [7, 8, 9], 70, 80, 90), row("none", [9, 7], 50, 40)
+    np.testing.assert_allclose(chapter.ahead(one, other, 10), [30, 40])
+    np.testing.assert_allclose(chapter.ahead(one, other, 5), [15, 20])
+    np.testing.assert_allclose(chapter.ahead(one, other), [22.5, 30])  # levels: the mean of the last evaluations
+    assert chapter.ahead(None, other) is None and chapter.ahead(one, None, 5) is None
+    with pytest.raises(ValueError, match=re.escape("'LN' and 'none' have no seed in common: [1] and [2]")):
+        chapter.ahead(row("LN", [1], 50), row("none", [2], 50))
+
+
+def test_differences_are_spoken_with_their_interval():
+    assert chapter.span([1.0, 2.0, 3.0]) == "+2.0 points [-0.5, 4.5]"
+    assert chapter.span([-1.5], "") == "-1.5" and chapter.span(None) == "not run"
+
+
+def test_curves_stop_at_a_round_and_say_where_nothing_was_run(monkeypatch):
+    shown = []
+    monkeypatch.setattr(chapter, "display", lambda thing: shown.append(thing.data))
+    ax = chapter.curves({"LN": row("LN", [7], 70), "none": None}, "quick", 5)
+    assert [list(line.get_xdata()) for line in ax.lines] == [[5]] and not shown
+    assert chapter.curves({"none": None}, "cpu") is None and "does not run this section" in shown[0]
+    plt.close("all")
+
+
+def test_rows_that_were_recorded_are_found_by_preset(tmp_path, monkeypatch):
+    monkeypatch.setattr(chapter, "book_folders", lambda name: [tmp_path])
+    assert chapter.rows("02_x", "cpu") is None
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "02_x.cpu.json").write_text('{"rows": {}}')
+    monkeypatch.setattr(chapter, "Record", lambda *words: words)
+    assert chapter.rows("02_x", "cpu") == ("02_x", "cpu") and chapter.rows("02_x", "quick") is None
+
+
+def test_what_larger_presets_gave_is_shown_whole(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(chapter, "display", shown.append)
+    claim = {"id": "a", "statement": "LN helps.", "measured": "+2 points", "verdict": "holds"}
+    result = {
+        "config": {"data": "cifar10"},
+        "curves": {"methods: LN": [{"round": [5, 10], "accuracy": [0.2, 0.4]}]},
+        "tables": {"methods": {"LN": {"rate": "0.1", "accuracy": "40 %"}}},
+        "claims": [claim, {**claim, "id": "b", "verdict": "not run"}],
+    }
+    monkeypatch.setattr(chapter, "recorded", lambda name: {"cpu": result})
+    assert chapter.show_recorded("02_x") == {"cpu": result}
+    assert "0.1" in shown[0].to_html() and shown[1].data == "- *LN helps.* +2 points: **holds**"
+    plt.close("all")

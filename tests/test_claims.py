@@ -169,3 +169,22 @@ def test_mean_and_spread_as_text():
     assert claims.mean_std([80.0]) == "80.0 %"
     with pytest.raises(ValueError, match="must not be empty"):
         claims.mean_std([])
+
+
+def test_what_is_recorded_can_be_had_as_tables():
+    run = {"round": [1, 2], "accuracy": [0.5, None]}
+    claim = {"id": "a", "verdict": "holds", "measured": "+2", "parts": [{"values": [1.0, 2.0]}], "paper": "..."}
+    result = {
+        "curves": {"LN": [run, run], "none": run},
+        "tables": {"rates": {"LN": {"0.1": [90.0]}}},
+        "claims": [claim],
+    }
+    curves = claims.curves_frame(result)
+    assert list(curves.columns) == ["curve", "run", "round", "accuracy"] and len(curves) == 6
+    assert curves["run"].tolist() == [0, 0, 1, 1, 0, 0] and curves["round"].tolist() == [1, 2] * 3
+    lines = dict(claims.tables_frame(result).itertuples(index=False))
+    assert lines == {
+        "tables / rates / LN / 0.1 / 0": 90.0, "claims / a / verdict": "holds", "claims / a / measured": "+2",
+        "claims / a / parts / 0 / values / 0": 1.0, "claims / a / parts / 0 / values / 1": 2.0,
+    }  # fmt: skip
+    assert claims.curves_frame({**result, "curves": {}}).empty

@@ -1,6 +1,7 @@
 """Experiments as tables: what is chosen by what, what is run, and what a row says."""
 
 import math
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -303,3 +304,23 @@ def test_rows_are_named_by_text_and_methods_are_methods(data, here):
         plan(data).run({0.1: {}})
     with pytest.raises(ValueError, match="row 'a': algorithm must be a method such as fl.algorithms.fedavg"):
         plan(data).run({"a": {"algorithm": fl.algorithms.fedprox}})
+
+
+def test_rows_that_travel_to_processes_carry_no_runs(data):
+    """Runs become known while other rows are still on their way."""
+    p = plan(data, lr=[0.1], seed=[100])
+    p.run({"plain": {}})
+    assert len(p.known) == 1 and pickle.loads(pickle.dumps(p.but(model=fl.models.mlp))).known == {}
+    travelled = pickle.loads(pickle.dumps(p.but(model=fl.models.mlp, parts=[torch.arange(9)], rounds=7)))
+    assert (travelled.rounds, travelled.lr, travelled.options) == (7, [0.1], p.options)
+
+
+def test_one_by_one_gives_each_row_all_cores_and_the_same_numbers(data, monkeypatch):
+    asked = []
+    alike = experiment.side_by_side
+    monkeypatch.setattr(experiment, "side_by_side", lambda f, keys, **o: asked.append(len(keys)) or alike(f, keys, **o))
+    rows = {"plain": {}, "LN": {"norm": "layer"}}
+    apart, together = (plan(data, lr=[0.1], seed=[100]).run(rows, one_by_one=one) for one in (True, False))
+    assert asked == [1, 1, 2]
+    for name in rows:
+        assert torch.equal(apart[name].runs[0].weights.w, together[name].runs[0].weights.w)

@@ -67,7 +67,7 @@ def test_chapter_opens_with_title_setup_parameters_check(path):
     assert "google.colab" in source(setup) and '%pip install -q "fedlib[book] @ git+' in source(setup)
     assert source(setup).rstrip().endswith("begin(globals())")
     assert {"hide-cell", "hide-input"} & set(tags(setup))
-    assert tags(defaults) == ["parameters"]
+    assert set(tags(defaults)) - {"hide-input"} == {"parameters"}
     assert re.search(r"check_parameters\(\s*globals\(\)", source(check))
     assert [cell for cell in code_cells(path) if "parameters" in tags(cell)] == [defaults]
 
@@ -89,7 +89,7 @@ def test_presets_name_declared_parameters_only(path):
 @chapters
 def test_checkpoints_are_named_by_what_decides_a_result_and_decide_nothing_themselves(path):
     code = "\n".join(map(source, code_cells(path)))
-    assert code.count("fl.chapter.checkpoint_names(globals()") == 1
+    assert len(re.findall(r"fl\.chapter\.checkpoint_names\(\s*globals\(\)", code)) == 1
     assert set(re.findall(r"\bcheckpoint=(\w+)", code)) <= {"checkpoint", "None"}
     # no cell asks whether there are any: a claim is judged with them and without
     assert not re.search(r"(if|not|and|or) checkpoints\b", code)
@@ -97,7 +97,7 @@ def test_checkpoints_are_named_by_what_decides_a_result_and_decide_nothing_thems
 
 def test_preset_and_result_files_belong_to_a_chapter():
     stems = {path.stem for path in CHAPTERS}
-    for file in [*(BOOK / "params").glob("*.yaml"), *(BOOK / "results").glob("*.json")]:
+    for file in [*(BOOK / "params").glob("*.yaml"), *(BOOK / "results").rglob("*.json")]:
         assert file.name.split(".")[0] in stems, file.name
 
 

@@ -105,3 +105,11 @@ def test_partition_shows_every_client(clients):
     assert ax.get_xlabel() == "client" and ax.get_ylabel() == "class"
     with pytest.raises(ValueError, match="num_classes=5, but labels go up to 9"):
         plots.partition([np.arange(600)], labels, 5)
+
+
+def test_intervals_show_mean_and_ends_and_cut_off_what_reaches_too_far():
+    ax = plots.intervals({"LN": [1.0, 2.0, 3.0], "one seed": [4.0]}, clip=10, xlabel="points ahead")
+    lines = [line.get_xdata() for line in ax.lines]
+    np.testing.assert_allclose(lines[0], [2 - 2.4841, 2 + 2.4841], rtol=1e-4)  # t of 2 degrees of freedom / sqrt(3)
+    assert list(lines[1]) == [2.0] and list(lines[2]) == [-10, 10] and list(lines[3]) == [4.0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["LN", "one seed"] and ax.yaxis_inverted()

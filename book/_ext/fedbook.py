@@ -1,6 +1,7 @@
 """What the build does beyond Jupyter Book's own settings.
 
 - puts the scoreboard, made from ``book/results/*.json``, where a page says ``{{ scoreboard }}``;
+- puts the tables and curves of every record beside the pages, as CSV;
 - shows explorers with a script of our own, and copies MathJax, at the version in package.json, into the site, so that
   it works without a network; without npm MathJax comes from its CDN, and the build says so;
 - mends markup of the tools below it that a screen reader stumbles over;
@@ -38,6 +39,7 @@ FILES = {
         "package/es5/output/chtml/fonts/woff-v2/*": "mathjax/output/chtml/fonts/woff-v2",
     }
 }
+CSV = {"curves": claims.curves_frame, "tables": claims.tables_frame}  # what of a record can be downloaded
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +52,7 @@ def setup(app):
     app.connect("html-page-context", mend_markup)
     app.connect("html-page-context", open_copies, priority=900)  # after the theme has made its buttons
     app.connect("build-finished", portable.write_copies)
+    app.connect("build-finished", write_csv)
     app.connect("autodoc-process-signature", drop_addresses)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -68,6 +71,16 @@ def write_scoreboard(app, config):
     }
 
 
+def write_csv(app, error):
+    if error is None and app.builder.format == "html":
+        for path in sorted((BOOK / "results").glob("*.json")):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            for kind, frame in CSV.items():
+                file = Path(app.outdir) / "results" / f"{path.stem}.{kind}.csv"
+                file.parent.mkdir(exist_ok=True)
+                frame(result).to_csv(file, index=False)
+
+
 def chapter_titles() -> dict[str, str]:
     """Name of each chapter's notebook -> its title, the first line."""
     cells = {
@@ -77,9 +90,10 @@ def chapter_titles() -> dict[str, str]:
 
 
 def provenance_list(results: Path) -> str:
-    """One line for each recorded run."""
+    """One line for each recorded run, with its numbers as CSV."""
     lines = [
-        f"- [](/book/{name}.ipynb), {preset}: {claims.provenance(result)}"
+        f"- [](/book/{name}.ipynb), {preset}: {claims.provenance(result)}; "
+        + ", ".join(f'<a href="../results/{name}.{preset}.{kind}.csv" download>{kind}</a>' for kind in CSV)
         for name, presets in claims.load_results(results).items()
         for preset, result in presets.items()
         if preset in claims.PRESETS

@@ -7,6 +7,7 @@ between is a parameter and must be declared.
 
 from __future__ import annotations
 
+import html
 import inspect
 import math
 import re
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -24,6 +27,8 @@ from IPython.display import Markdown, display
 from pandas.io.formats.style import Styler
 
 from fedlib import checks
+from fedlib.book import plots
+from fedlib.book.bars import interval
 from fedlib.book.claims import (
     MARKS,
     PRESETS,
@@ -36,7 +41,8 @@ from fedlib.book.claims import (
     typeset,
 )
 from fedlib.book.claims import preset as preset  # for readers: fl.chapter.preset
-from fedlib.book.record import Checkpoints, written
+from fedlib.book.record import Checkpoints, Record, written
+from fedlib.experiment import Row
 from fedlib.workers import cores
 
 _SNAPSHOT, _CHECKED = "_fedlib_begin", "_fedlib_checked"
@@ -366,6 +372,17 @@ def not_run(preset: str) -> None:
     display(Markdown(f"*The preset `{preset}` does not run this section.{told}*"))
 
 
+def rows(chapter: str, label: str) -> Record | None:
+    """The rows that :mod:`fedlib.book.run` has recorded of a preset, which are then not run again; None without any.
+
+    Args:
+        chapter: name of the notebook without its ending.
+        label: what :func:`check_parameters` returned.
+    """
+    file = book_folders("results")[0] / "rows" / f"{chapter}.{label}.json"
+    return Record(chapter, label) if file.is_file() else None
+
+
 def recorded(chapter: str, results: str | Path | None = None) -> dict[str, dict]:
     """What the larger presets of a chapter gave, by preset; shows for each where it comes from, or that it was not run.
 
@@ -390,6 +407,70 @@ def recorded(chapter: str, results: str | Path | None = None) -> dict[str, dict]
         )
     )
     return {preset: there[preset] for preset in presets if preset in there}
+
+
+def ahead(row: Row | None, other: Row | None, t: int | None = None) -> np.ndarray | None:
+    """Points that a row is ahead of another, one for each seed that both have; None where one of them was not run.
+
+    Args:
+        t: after this round; default the level at the end, the mean of the last five evaluations.
+
+    Raises:
+        ValueError: no seed in common.
+    """
+    if row is None or other is None:
+        return None
+    seeds = [[run.config["seed"] for run in one.runs] for one in (row, other)]
+    both = [seed for seed in seeds[0] if seed in seeds[1]]
+    if not both:
+        raise ValueError(f"rows {row.name!r} and {other.name!r} have no seed in common: {seeds[0]} and {seeds[1]}")
+    ours, theirs = (one.levels() if t is None else one.at(t) for one in (row, other))
+    return ours[[seeds[0].index(seed) for seed in both]] - theirs[[seeds[1].index(seed) for seed in both]]
+
+
+def span(values: Any, unit: str = " points") -> str:
+    """The mean of differences with its 95 % interval, in words: ``"+16.9 points [10.3, 24.0]"``; "not run" for None."""
+    if values is None:
+        return "not run"
+    low, high = interval(values)
+    ends = f" [{low:.1f}, {high:.1f}]" if len(values) > 1 else ""
+    return f"{float(np.mean(values)):+.1f}{unit}{ends}"
+
+
+def curves(rows: Mapping[str, Row | None], preset: str, t: int | None = None) -> Any:
+    """Test accuracy of rows over rounds, up to round t; says "not run" in the place of a figure without any.
+
+    Returns:
+        The axes; None without any rows.
+    """
+    there = {name: row.runs for name, row in rows.items() if row is not None}
+    if not there:
+        return not_run(preset)
+    lines = {
+        name: [run.history[run.history["round"] <= (t or math.inf)] for run in runs] for name, runs in there.items()
+    }
+    ax = plots.curves(lines, scale=100, ylabel="test accuracy (%)")
+    ax.set_ylim(0, 100)
+    return ax
+
+
+def show_recorded(chapter: str) -> dict[str, dict]:
+    """Of every larger preset that was recorded: curves, the table of its methods, and each claim with its verdict.
+
+    Returns:
+        As :func:`recorded`.
+    """
+    found = recorded(chapter)
+    for name, result in found.items():
+        lines = {key.partition(": ")[2]: [pd.DataFrame(one) for one in runs] for key, runs in result["curves"].items()}
+        ax = plots.curves(lines, scale=100, ylabel="test accuracy (%)")
+        ax.set_title(f"{result['config']['data']}, preset {name}")
+        plt.show()
+        display(table(pd.DataFrame.from_dict(result["tables"]["methods"], orient="index"), caption=f"Preset {name}."))
+        judged = [one for one in result["claims"] if one["verdict"] != "not run"]
+        told = [f"- *{one['statement']}* {typeset(one['measured'])}: **{one['verdict']}**" for one in judged]
+        display(Markdown("\n".join(told)))
+    return found
 
 
 def wall_time(started: float, trained: float) -> float:
@@ -428,22 +509,35 @@ def _alike(low: float, high: float) -> str:
     """The ends of an interval with as many decimals each, three digits for the longer one: ``"-20.9 to 12.0"``."""
     longest = max(abs(low), abs(high))
     decimals = 2 - math.floor(math.log10(longest)) if 0 < longest < math.inf else 0
-    return " to ".join(f"{end:.{max(0, decimals)}f}" for end in (low, high))
+    return " to ".join(f"{end:.{max(0, decimals)}f}".replace("inf", "∞") for end in (low, high))
 
 
 def _spoken(part: Mapping[str, Any]) -> str:
-    """What one part of a claim was judged by: values, interval, bar and its reason."""
+    """What one part of a claim was judged by: its interval and its bar."""
     _, _, name = part["id"].partition("/")
-    start = f"{name}: {part['what']}" if name else part["what"][0].upper() + part["what"][1:]
+    start = name or "Interval"
     if part["verdict"] == "not run":
         return f"{start}: not run."
     number = len(part["values"][0]) if part["learned"] is not None else len(part["values"])
-    seeds = "" if part["exact"] else f", {counted(number, 'seed')}"
     low, high = part["interval"]
-    found = f"{low:.3g}" if part["exact"] else f"95 % interval {_alike(low, high)}"
-    weaker = f" (in part {part['weaker']:g}, {part['weaker_reason']})" if part["weaker"] is not None else ""
-    late = " This bar was set after earlier results were known." if part["known"] else ""
-    return typeset(f"{start}: {found}{seeds}. Bar: {part['sense']} {part['bar']:g}, {part['reason']}{weaker}.{late}")
+    found = f"{low:.3g}" if part["exact"] else f"{_alike(low, high)}, {counted(number, 'seed')}"
+    weaker = f" (in part {part['weaker']:g})" if part["weaker"] is not None else ""
+    return typeset(f"{start}: {found}. Bar: {part['sense']} {part['bar']:g}{weaker}: {part['verdict']}.")
+
+
+def _reasons(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was measured and why the bars are where they are, each reason once."""
+    told: dict[str, list[str]] = {}
+    for part in parts:
+        weaker = f"; in part {part['weaker']:g}: {part['weaker_reason']}" if part["weaker"] is not None else ""
+        what, name = part["what"], part["id"].partition("/")[2]
+        told.setdefault(f"{part['sense'].capitalize()} {part['bar']:g}: {part['reason']}{weaker}.", []).append(
+            f"{name}: {what}" if name else what[0].upper() + what[1:]
+        )
+    lines = [typeset(f"{'; '.join(whats)}. {reason}") for reason, whats in told.items()]
+    if any(part["known"] for part in parts):
+        lines.append("These bars were set after earlier results were known.")
+    return lines
 
 
 @dataclass
@@ -469,11 +563,13 @@ class Verdicts:
         here = typeset(one.measured) if isinstance(one.measured, str) else f"{one.measured:.4g}"
         kind = one.verdict.replace(" ", "-")
         found = f'<span class="verdict {kind}">{MARKS[one.verdict]} {one.verdict}</span>'
-        paragraphs = [
-            f"**Claim.** {typeset(one.statement)}",
-            f"*Paper:* {typeset(one.paper)}. *Here:* {here}. {found}",
-            *(f"*{_spoken(part)}*" for part in one.parts),
-        ]
+        paragraphs = [f"**Claim.** {typeset(one.statement)}", f"*Paper:* {typeset(one.paper)}. *Here:* {here}. {found}"]
+        if one.parts:
+            exact = all(part["exact"] for part in one.parts)
+            summary = "Value, bar, and why" if exact else "95 % intervals, bars, and why"
+            lines = [*map(_spoken, one.parts), *_reasons(one.parts)]
+            folded = "\n".join(f"<li>{html.escape(line, quote=False)}</li>" for line in lines)
+            paragraphs.append(f"<details><summary>{typeset(summary)}</summary>\n<ul>\n{folded}\n</ul>\n</details>")
         body = "\n\n".join(paragraphs)
         display(Markdown(f'<div class="claim {kind}">\n\n{body}\n\n</div>'))
 

@@ -387,6 +387,37 @@ def _recorded() -> dict[str, dict[str, dict[str, Any]]]:
     return {name: known.get(name, {}) | own.get(name, {}) for name in known | own}
 
 
+def curves_frame(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Every curve of a result, one line an evaluation: columns curve, run (0, 1, ..., as its seeds), and its own.
+
+    Args:
+        result: one entry of :func:`load_results`.
+    """
+    frames = [pd.DataFrame({"curve": [], "run": []})]
+    for name, runs in result["curves"].items():
+        for number, run in enumerate(runs if isinstance(runs, list) else [runs]):
+            frames.append(pd.DataFrame({"curve": name, "run": number, **run}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def tables_frame(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Every number of the tables and claims of a result: columns where (names joined by " / "), value."""
+
+    def lines(where: str, value: Any) -> Iterable[tuple[str, Any]]:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+        if pairs is None:
+            yield where, value
+        else:
+            for key, item in pairs:
+                yield from lines(f"{where} / {key}", item)
+
+    judged = {one["id"]: {key: one.get(key) for key in ("verdict", "measured", "parts")} for one in result["claims"]}
+    given = {"tables": result["tables"], "claims": judged}
+    return pd.DataFrame(
+        [line for name, value in given.items() for line in lines(name, value)], columns=["where", "value"]
+    )
+
+
 def _duration(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:

@@ -9,6 +9,7 @@ Lines also differ in dash and are labelled directly.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
+from fedlib.book.bars import interval
 from fedlib.partition import counts
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ _STYLES = {
     ("progressive",): (RED, "-."),
     ("dropout alone",): (RED, "--"),
     ("not trained",): (GREY, "--"),
+    ("no norm, scaled",): (PINK, "-."),
     ("centralised", "central", "pooled"): (GREY, ":"),
 }
 _BY_NAME = {name: style for names, style in _STYLES.items() for name in names}
@@ -267,6 +270,31 @@ def _by_seed(label: Any, given: Any, x: str, y: str) -> tuple[np.ndarray, np.nda
     series = [frame[[x, y]].dropna().groupby(x)[y].last() for frame in frames]
     points = sorted(set(itertools.chain.from_iterable(one.index for one in series)))
     return np.array(points), np.array([one.reindex(points).to_numpy(dtype=float) for one in series])
+
+
+def intervals(values: Mapping[str, Any], *, ax=None, xlabel: str = "points", clip: float = math.inf):
+    """For each name the mean of its values and the 95 % interval of that mean, as a dot on a line; zero is marked.
+
+    Args:
+        values: name to one number a seed.
+        ax: axes; default a new figure's.
+        xlabel: words along the bottom.
+        clip: an interval that reaches further than this is cut off there.
+
+    Returns:
+        The axes, the first name on top.
+    """
+    ax = plt.subplots(figsize=(6.4, 0.8 + 0.35 * len(values)))[1] if ax is None else ax
+    for at, (name, of_seeds) in enumerate(values.items()):
+        look = line_style(name)["color"]
+        ax.plot(np.clip(interval(of_seeds), -clip, clip), [at, at], color=look, linewidth=2)
+        ax.plot(np.mean(of_seeds), at, "o", color=look)
+    ax.axvline(0, color=GREY, linewidth=1)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(xlabel)
+    return ax
 
 
 def highlight(

@@ -4,7 +4,7 @@
     python -m fedlib.book.run 02_layer_normalization --preset cpu --replay      which rows still give what they gave
 
 It executes the cells of the notebook that are tagged ``parameters`` and ``experiment``, in order, with the preset's
-values. Such cells may use ``fl``, ``np``, ``torch``, the parameters, ``record`` and ``checkpoint``; each row is recorded
+values. Such cells may use ``fl``, ``np``, ``torch``, the parameters, ``record``, ``checkpoint``; each row is recorded
 as soon as it is there (:mod:`fedlib.book.record`), so that a recording that was interrupted goes on.
 """
 
