@@ -155,13 +155,15 @@ def share(
 ) -> tuple[float, float]:
     """Fieller's interval for mean(part) / mean(whole), paired by seed: the share of a gain, say.
 
-    It is (-inf, inf) unless the whole's own interval lies above ``learned``: a share of nothing is anything.
+    It is (-inf, inf) unless the whole's own interval lies above ``learned``: a share of nothing is anything. So it is
+    for one seed, which decides nothing.
+
+    Raises:
+        ValueError: not as many numbers in both, or none.
     """
     a, b = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(
-            f"part and whole must hold one number a seed, the same seeds, two at least; got {part!r}, {whole!r}"
-        )
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"part and whole must hold one number a seed, the same seeds; got {part!r}, {whole!r}")
     low, _ = interval(b.tolist(), confidence)
     if math.isnan(low) or np.isnan(a).any():
         return math.nan, math.nan
