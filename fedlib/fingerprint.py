@@ -184,7 +184,9 @@ def _of_object(thing: Any, seen: _Seen) -> Iterator[str]:
     elif isinstance(thing, types.MethodType):
         name, parts = "method", (thing.__func__, thing.__self__)
     elif _installed(thing, seen.by_name):
-        name, parts = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing)}", ()
+        # a module by its name, since where it lies differs from machine to machine
+        own = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__qualname__", thing)
+        name, parts = f"{getattr(thing, '__module__', '')}.{own}", ()
     elif isinstance(thing, types.FunctionType):
         name, parts = _tree(thing.__code__), _used(thing)
     elif isinstance(thing, type):

@@ -310,8 +310,9 @@ def test_rows_that_travel_to_processes_carry_no_runs(data):
     """Runs become known while other rows are still on their way."""
     p = plan(data, lr=[0.1], seed=[100])
     p.run({"plain": {}})
-    assert len(p.known) == 1 and pickle.loads(pickle.dumps(p.but(model=fl.models.mlp))).known == {}
-    travelled = pickle.loads(pickle.dumps(p.but(model=fl.models.mlp, parts=[torch.arange(9)], rounds=7)))
+    kept = p.but(model=fl.models.mlp, parts=[torch.arange(9)], rounds=7)
+    travelled = pickle.loads(pickle.dumps(kept))
+    assert len(kept.known) == 1 and travelled.known == {}
     assert (travelled.rounds, travelled.lr, travelled.options) == (7, [0.1], p.options)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import sys
+import types
 from fractions import Fraction
 from pathlib import Path
 
@@ -353,3 +354,11 @@ def test_by_name_fedlibs_functions_outlive_a_change_of_their_code(monkeypatch):
     trees, names = fingerprint.of_functions(network), fingerprint.of_functions(network, by_name=True)
     monkeypatch.setattr(fl.models.mlp, "__defaults__", ((7,), *fl.models.mlp.__defaults__[1:]))
     assert fingerprint.of_functions(network, by_name=True) == names and fingerprint.of_functions(network) != trees
+
+
+def test_a_module_goes_by_its_name_wherever_it_lies():
+    """Records are looked up on other machines than the one that made them."""
+    here, there = types.ModuleType("fl"), types.ModuleType("fl")
+    here.__file__, there.__file__ = "/a/fl.py", "/b/fl.py"
+    assert fingerprint.of_functions([here]) == fingerprint.of_functions([there])
+    assert fingerprint.of_functions([here]) != fingerprint.of_functions([types.ModuleType("other")])

@@ -249,3 +249,23 @@ def test_a_chapter_without_such_cells_or_with_another_parameter_is_refused(chapt
     (book / "02_x.ipynb").write_text(json.dumps({"cells": []}), encoding="utf-8")
     with pytest.raises(ValueError, match="02_x.ipynb has no cell that is tagged 'parameters'"):
         run.main(["02_x"])
+
+
+def test_a_row_is_known_by_what_its_cells_say_not_by_their_layout_or_the_place_of_the_code(ran, chapter, capsys):
+    chapter()
+    run.main(["02_x"])
+    assert ran == ["plain", "plain", "LN", "LN"]
+    del ran[:]
+    other = EXPERIMENT.replace("def network(", "# a comment\n\n\ndef network(\n    ").replace(
+        "return fl.models.mlp(data.shape, 10,", "return fl.models.mlp(\n        data.shape,\n        10,"
+    )
+    chapter(other)
+    assert run.main(["02_x"]) == 0 and ran == []
+    chapter(EXPERIMENT.replace("hidden=(8,)", "hidden=(9,)"))
+    assert run.main(["02_x"]) == 0 and ran == ["plain", "plain", "LN", "LN"]
+
+
+def test_a_recording_goes_on_from_its_checkpoints(ran, chapter, tmp_path):
+    chapter(EXPERIMENT.replace("record=record", "record=record, checkpoint=checkpoint"))
+    assert run.main(["02_x", "--checkpoints", str(tmp_path / "kept")]) == 0
+    assert [file.name[:6] for file in sorted((tmp_path / "kept").glob("*.pt"))] == ["02-LN-", "02-pla"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import linecache
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,20 @@ def execute(
     names: dict[str, Any] = {"fl": fl, "np": np, "torch": torch, "record": record, "checkpoint": checkpoint}
     names["__name__"] = notebook.stem
     for source in tagged["parameters"]:
-        exec(compile(source, f"{notebook.name}, parameters", "exec"), names)
+        _run(source, f"{notebook}, parameters", names)
     unknown = next((name for name in values if name not in names), None)
     if unknown is not None:
         raise ValueError(f"parameter {unknown!r} does not exist in {notebook}")
     names |= values
     for number, source in enumerate(tagged["experiment"], 1):
-        exec(compile(source, f"{notebook.name}, experiment {number}", "exec"), names)
+        _run(source, f"{notebook}, experiment {number}", names)
     return names
+
+
+def _run(source: str, name: str, names: dict[str, Any]) -> None:
+    """Execute a cell, whose source can be read afterwards, as a notebook's can: rows are known by what it says."""
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(source, name, "exec"), names)
 
 
 def main(arguments: list[str] | None = None) -> int:
