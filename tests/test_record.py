@@ -48,6 +48,7 @@ def test_a_finished_row_is_found_in_a_new_process_and_not_run_again(data, ran, t
     assert again["plain"].bound == found["plain"].bound
     np.testing.assert_allclose(again["plain"].rounds_to(20), found["plain"].rounds_to(20))
     assert again.table()["seeds"].tolist() == [2, 2]
+    assert Record("02_x", "cpu", tmp_path).seconds == pytest.approx(found.seconds + again.seconds, rel=0.5)
     assert again["LN"].runs[0].model() is not None
     with pytest.raises(ValueError, match="this run was recorded, and a record keeps no weights"):
         again["plain"].runs[0].model()

@@ -520,7 +520,8 @@ def _spoken(part: Mapping[str, Any]) -> str:
         return f"{start}: not run."
     number = len(part["values"][0]) if part["learned"] is not None else len(part["values"])
     low, high = part["interval"]
-    found = f"{low:.3g}" if part["exact"] else f"{_alike(low, high)}, {counted(number, 'seed')}"
+    ends = "not known of every seed" if math.isnan(low) else _alike(low, high)
+    found = f"{low:.3g}" if part["exact"] else f"{ends}, {counted(number, 'seed')}"
     weaker = f" (in part {part['weaker']:g})" if part["weaker"] is not None else ""
     return typeset(f"{start}: {found}. Bar: {part['sense']} {part['bar']:g}{weaker}: {part['verdict']}.")
 

@@ -108,6 +108,11 @@ class Record:
             raise ValueError(f"{self.chapter}.{self.preset}, {row}, would not be recorded: {why}")
         return None
 
+    @property
+    def seconds(self) -> float:
+        """Of training, all rows together."""
+        return sum(kept["made"]["wall_seconds"] for kept in self.content["rows"].values())
+
     @staticmethod
     def _row(row: str, kept: Mapping[str, Any]) -> Row:
         runs = [_run(one) for one in kept["runs"]]
