@@ -455,14 +455,17 @@ def curves(rows: Mapping[str, Row | None], preset: str, t: int | None = None) ->
 
 
 def show_recorded(chapter: str) -> dict[str, dict]:
-    """Of every larger preset that was recorded: curves, the table of its methods, and each claim with its verdict.
+    """Of every larger preset that was recorded: curves and table of its methods, and each claim with its verdict.
 
     Returns:
         As :func:`recorded`.
     """
     found = recorded(chapter)
     for name, result in found.items():
-        lines = {key.partition(": ")[2]: [pd.DataFrame(one) for one in runs] for key, runs in result["curves"].items()}
+        of = {
+            key.removeprefix("methods: "): runs for key, runs in result["curves"].items() if key.startswith("methods: ")
+        }
+        lines = {name: [pd.DataFrame(one) for one in runs] for name, runs in of.items()}
         ax = plots.curves(lines, scale=100, ylabel="test accuracy (%)")
         ax.set_title(f"{result['config']['data']}, preset {name}")
         plt.show()
