@@ -449,9 +449,9 @@ def curves(rows: Mapping[str, Row | None], preset: str, t: int | None = None) ->
     lines = {
         name: [run.history[run.history["round"] <= (t or math.inf)] for run in runs] for name, runs in there.items()
     }
-    ax = plots.curves(lines, scale=100, ylabel="test accuracy (%)")
-    ax.set_ylim(0, 100)
-    return ax
+    ax = plt.subplots()[1]
+    ax.set_ylim(0, 100)  # first: labels stand where the lines end
+    return plots.curves(lines, scale=100, ylabel="test accuracy (%)", ax=ax)
 
 
 def show_recorded(chapter: str) -> dict[str, dict]:
