@@ -1,7 +1,9 @@
 """Intervals against bars."""
 
+import json
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from scipy import stats
 from fedlib.book import bars
 from fedlib.book.bars import Bar
 
+ROOT = Path(__file__).resolve().parents[1]
 quick = settings(max_examples=50, derandomize=True, deadline=None)
 
 
@@ -198,3 +201,25 @@ def test_a_file_that_is_malformed_is_refused_by_name(tmp_path):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             bars.load(file)
+
+
+def git(*words):
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "book" / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_bars_stood_in_the_commit_that_the_run_was_made_from(file, tmp_path):
+    result = json.loads(file.read_text(encoding="utf-8"))
+    judged = {part["id"]: part for claim in result["claims"] for part in claim.get("parts", ())}
+    if not judged:
+        return  # its claims are of the older kind
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+        pytest.skip("the history of the repository is not here")
+    shown = git("show", f"{result['made']['commit']}:book/bars.yaml")
+    assert shown.returncode == 0, f"{file.name} was made from a commit that is not in the history: {shown.stderr}"
+    (tmp_path / "bars.yaml").write_text(shown.stdout, encoding="utf-8")
+    then = bars.load(tmp_path / "bars.yaml")
+    for id, part in judged.items():
+        # a reason may be worded better later; a number may not move
+        for field in ("sense", "bar", "weaker", "exact", "learned"):
+            assert getattr(then[id], field) == part[field], f"{file.name}, {id}: {field}"
