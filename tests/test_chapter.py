@@ -470,7 +470,8 @@ def test_what_larger_presets_gave_is_shown_whole(tmp_path, monkeypatch):
         "tables": {"methods": {"LN": {"rate": "0.1", "accuracy": "40 %"}}},
         "claims": [claim, {**claim, "id": "b", "verdict": "not run"}],
     }
-    monkeypatch.setattr(chapter, "recorded", lambda name: {"cpu": result})
-    assert chapter.show_recorded("02_x") == {"cpu": result}
+    chapter.draw_recorded({"cpu": result})
+    assert not shown and plt.gca().get_title() == "cifar10, preset cpu"
+    chapter.list_recorded({"cpu": result})
     assert "0.1" in shown[0].to_html() and shown[1].data == "- *LN helps.* +2 points: **holds**"
     plt.close("all")

@@ -454,26 +454,29 @@ def curves(rows: Mapping[str, Row | None], preset: str, t: int | None = None) ->
     return plots.curves(lines, scale=100, ylabel="test accuracy (%)", ax=ax)
 
 
-def show_recorded(chapter: str) -> dict[str, dict]:
-    """Of every larger preset that was recorded: curves and table of its methods, and each claim with its verdict.
+def draw_recorded(found: Mapping[str, dict]) -> None:
+    """Curves of the methods of every larger preset that was recorded.
 
-    Returns:
-        As :func:`recorded`.
+    Args:
+        found: what :func:`recorded` returned.
     """
-    found = recorded(chapter)
     for name, result in found.items():
         of = {
             key.removeprefix("methods: "): runs for key, runs in result["curves"].items() if key.startswith("methods: ")
         }
-        lines = {name: [pd.DataFrame(one) for one in runs] for name, runs in of.items()}
+        lines = {label: [pd.DataFrame(one) for one in runs] for label, runs in of.items()}
         ax = plots.curves(lines, scale=100, ylabel="test accuracy (%)")
         ax.set_title(f"{result['config']['data']}, preset {name}")
         plt.show()
+
+
+def list_recorded(found: Mapping[str, dict]) -> None:
+    """The table of methods of every larger preset that was recorded, and each of its claims with its verdict."""
+    for name, result in found.items():
         display(table(pd.DataFrame.from_dict(result["tables"]["methods"], orient="index"), caption=f"Preset {name}."))
         judged = [one for one in result["claims"] if one["verdict"] != "not run"]
         told = [f"- *{one['statement']}* {typeset(one['measured'])}: **{one['verdict']}**" for one in judged]
         display(Markdown("\n".join(told)))
-    return found
 
 
 def wall_time(started: float, trained: float) -> float:
