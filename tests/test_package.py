@@ -73,7 +73,7 @@ def test_without_them_it_trains_and_the_book_says_what_to_install():
     assert found.pop("fl.data.load('digit_domains')").endswith("needs matplotlib's fonts: pip install matplotlib")
     assert found == {
         "fl.plots": 'fl.plots belongs to the book and needs matplotlib: install "fedlib[book]"',
-        "fl.chapter": 'fl.chapter belongs to the book and needs IPython: install "fedlib[book]"',
+        "fl.chapter": 'fl.chapter belongs to the book and needs matplotlib: install "fedlib[book]"',
         "fl.explore": 'fl.explore belongs to the book and needs ipywidgets: install "fedlib[book]"',
         "fl.explore_runs": 'fl.explore_runs belongs to the book and needs ipywidgets: install "fedlib[book]"',
         "from fedlib import plots": 'fl.plots belongs to the book and needs matplotlib: install "fedlib[book]"',

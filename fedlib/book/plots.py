@@ -65,7 +65,7 @@ _STYLES = {
     ("progressive",): (RED, "-."),
     ("dropout alone",): (RED, "--"),
     ("not trained",): (GREY, "--"),
-    ("no norm, scaled",): (PINK, "-."),
+    ("no norm, scaled",): (VIOLET, "--"),
     ("centralised", "central", "pooled"): (GREY, ":"),
 }
 _BY_NAME = {name: style for names, style in _STYLES.items() for name in names}
