@@ -51,7 +51,7 @@ class Words:
     """What the roles and directives of one page say, from the environment of a finished build."""
 
     def __init__(self, env: Any, docname: str, site: str, cited: dict[str, Any], glued: dict[str, str]):
-        self.env, self.docname, self.site, self.cited, self.glued = (env, docname, site, cited, glued)
+        self.env, self.docname, self.site, self.cited, self.glued = env, docname, site, cited, glued
 
     def plain(self, text: str) -> str:
         """A page's Markdown in words that every Markdown reader knows."""
@@ -119,7 +119,7 @@ class Words:
     def _directive(self, found: re.Match[str]) -> str:
         body = found["body"]
         options = {option["key"]: option["value"] for option in _OPTION.finditer(body)}
-        body, title, name = (_OPTION.sub("", body).strip("\n"), found["title"], found["name"])
+        body, title, name = _OPTION.sub("", body).strip("\n"), found["title"], found["name"]
         label = options.get("label", title)
         match name:
             case "math":
@@ -150,7 +150,7 @@ def write_copies(app: Any, error: Exception | None) -> None:
         return
     site, repository = published(app.config.html_theme_options["repository_url"])
     cited = parse_file(str(Path(app.srcdir) / app.config.bibtex_bibfiles[0])).entries
-    folder, contents = (Path(app.outdir).parent, _README.format(title=app.config.html_title, site=site))
+    folder, contents = Path(app.outdir).parent, _README.format(title=app.config.html_title, site=site)
     cache = Path(app.config.nb_execution_cache_path or folder / ".jupyter_cache")
     for docname in sorted(app.env.found_docs, key=lambda name: (name != app.config.root_doc, name)):
         source = Path(app.env.doc2path(docname))
