@@ -141,9 +141,9 @@ WORKLOADS = {
         "hidden": [],
         "rounds_per_turn": 20,
     },
-    # chapter 2, quick preset: one class a client, ten clients of unequal size, all in every round
+    # one class a client, ten clients of unequal size, all in every round: chapter 2's quick preset until 2026-11-28
     "one_class": {
-        "title": "chapter 2, quick",
+        "title": "one class each, a slim CNN",
         "data": "digits",
         "channels": [8, 16],
         "kernel": 3,
