@@ -108,7 +108,7 @@ class Schedule:
         for row, batch in zip(index, batches, strict=True):
             own = np.repeat(batch, 2) if self.view else batch
             row[: len(own)] = own
-        shift, flip = self._augmentation(np.random.default_rng([seed, t, 1 + k, 1]), index.shape)
+        shift, flip = self._augmentation([seed, t, 1 + k, 1], index.shape)
         view = None if self.view is None else self.view(np.random.default_rng([seed, t, 1 + k, 2]), index.shape)
         key = int(np.random.default_rng([seed, t, 1 + k, 3]).integers(1 << 62)) if self.keys else None
         return Turn(index, size, shift, flip, view, key)
@@ -116,12 +116,11 @@ class Schedule:
     def _parts(self, seed: int) -> Sequence[np.ndarray]:
         return self.parts[seed] if isinstance(self.parts, Mapping) else self.parts
 
-    def _augmentation(
-        self, rng: np.random.Generator, shape: tuple[int, ...]
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _augmentation(self, stream: list[int], shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Where each image is cropped, and whether it is mirrored."""
         if self.augment is None:
             return None, None
+        rng = np.random.default_rng(stream)
         crop = "crop" in self.augment
         shift = rng.integers(0, 2 * PADDING + 1, (*shape, 2)) if crop else np.full((*shape, 2), PADDING)
         return shift, rng.random(shape) < 0.5 if "flip" in self.augment else np.zeros(shape, bool)
