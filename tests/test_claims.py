@@ -100,38 +100,10 @@ def test_scoreboard_lets_the_largest_preset_decide(tmp_path):
 
 
 def test_claims_not_run_and_no_results(tmp_path):
-    assert "No results are recorded" in claims.scoreboard_html(tmp_path / "missing")
     assert claims.summary(tmp_path) == "No claim has been put to the test yet."
     save(tmp_path, verdict="not run", measured="")
     row = claims.scoreboard(tmp_path).loc["one-class"]
     assert (row["largest"], row["quick"], row["verdict"]) == ("", "", "not run")
-    assert "– " not in claims.scoreboard_html(tmp_path, every_preset=False).split("<tbody>")[0]
-
-
-@pytest.mark.parametrize("every", [True, False])
-def test_scoreboard_html_links_and_escapes(tmp_path, every):
-    save(tmp_path, statement="LN < FN & <script>")
-    table = claims.scoreboard_html(tmp_path, every_preset=every)
-    assert 'href="02_x.html#claim-one-class"' in table
-    assert "LN &lt; FN &amp; &lt;script&gt;" in table
-    assert "\n\n" not in table  # a blank line would end the HTML block in Markdown
-
-
-def test_scoreboard_html_has_a_table_for_each_chapter(tmp_path):
-    save(tmp_path)
-    save(tmp_path, "cpu", verdict="does not hold", measured="-1 point")
-    claims.save_results(
-        "03_y", "quick", config={}, folder=tmp_path, claims=[Claim("b", "03_y", "B.", "p", "", "not run")]
-    )
-    table = claims.scoreboard_html(tmp_path, titles={"02_x": "Layers & skew"})
-    first, second = table.split("</details>")[:2]
-    assert first.count("<details") == 1 and " open>" in first
-    assert '<span class="chapter">Layers &amp; skew</span>' in first and "1 does not hold</span></summary>" in first
-    assert [name in first for name in ("Ours, quick", "Ours, cpu", "Ours, colab")] == [True, True, False]
-    assert '21.3 <span class="verdict holds">' in first and '<td data-label="Ours, cpu">−1 point</td>' in first
-    assert '<span class="chapter">03_y</span>' in second and "1 was not run" in second and "Ours" not in second
-    brief = claims.scoreboard_html(tmp_path, every_preset=False)
-    assert " open" not in brief and '−1 point <span class="preset">cpu</span>' in brief
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from urllib.parse import unquote, urldefrag, urlparse
 import pytest
 import yaml
 
+from fedlib.book.bars import Bar
+from fedlib.book.claims import VERDICTS, scoreboard, summary
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
 PAGES = [
@@ -373,3 +376,64 @@ def test_dark_mode_keeps_text_light_and_figures_readable(name, tab):
         assert label.evaluate(lightness) > 0.5
     for image in page.locator("article .cell_output img").all():
         assert "invert" in image.evaluate("node => getComputedStyle(node).filter")
+
+
+GRID = """() => [...document.querySelectorAll(".part:has(input[type=range])")].flatMap(part => {
+  const slider = part.querySelector("input[type=range]"), seen = [], low = +slider.min, step = +slider.step;
+  for (let k = 0; k < 9; k++) {
+    slider.value = low + step * Math.round(k / 8 * (slider.max - low) / step);
+    slider.dispatchEvent(new Event("input"));
+    if (slider.value !== slider.dataset.start) // where it starts stands what is recorded
+      for (const line of part.querySelectorAll(".line[data-preset]"))
+        seen.push({
+          ...line.dataset, ...part.dataset, at: +slider.value,
+          said: line.querySelector(".verdict .word").textContent, stands: line.querySelector(".stands").textContent,
+        });
+  }
+  return seen;
+})"""
+
+
+@in_browser
+def test_bars_of_the_scoreboard_judge_as_python_does(tab):
+    """Every slider at nine places, each preset's verdict and the range that is written beside it."""
+    seen = tab().open("book/scoreboard").evaluate(GRID)
+    assert len(seen) > 100 and {one["said"] for one in seen} == {*VERDICTS} - {"not run"}
+    for one in seen:
+        interval = tuple(float(one.get(end, "nan")) for end in ("low", "high"))
+        weaker = float(one["weaker"] or "nan")
+        easier = weaker < one["at"] if one["sense"] == "at least" else weaker > one["at"]  # False for NaN
+        bar = Bar("a", "b", "c", one["sense"], one["at"], "d", "2026-11-28", *((weaker, "e") if easier else ()))
+        assert one["said"] == bar.verdict(interval, float(one["rounding"])), one
+        assert bool(one["stands"]) == ("low" in one)
+
+
+@in_browser
+def test_a_bar_moved_by_keyboard_changes_verdict_card_and_sum_and_comes_back(tab):
+    page = tab().open("book/scoreboard")
+    board = page.locator(".argue")
+    recorded, status, back = board.inner_text(), board.get_by_role("status"), board.get_by_role("button")
+    assert status.inner_text() == summary(ROOT / "book" / "results") and not back.is_visible()
+    card = board.locator(".claim.holds:has(input[type=range])").first
+    name, slider = card.get_attribute("data-claim"), card.locator("input[type=range]").first
+    assert slider.evaluate("node => node.labels.length") == 1
+    demanding = slider.locator("xpath=../..").get_attribute("data-sense") == "at least"
+    slider.focus()
+    page.keyboard.press("End" if demanding else "Home")
+    card = board.locator(f"[data-claim={name}]")
+    assert card.get_attribute("data-verdict") in ("does not hold", "holds in part", "undecided")
+    assert "holds" not in card.get_attribute("class").split() and status.inner_text() != recorded.splitlines()[-1]
+    assert status.inner_text() != summary(ROOT / "book" / "results") and back.is_visible()
+    back.press("Enter")
+    assert board.inner_text() == recorded and not back.is_visible()
+    assert slider.evaluate("node => node === document.activeElement")
+
+
+@in_browser
+def test_without_scripts_the_scoreboard_says_what_is_recorded(tab):
+    page = tab(scripts=False).open("book/scoreboard")
+    board = page.locator(".argue")
+    assert board.get_by_role("status").inner_text() == summary(ROOT / "book" / "results")
+    assert board.locator(".claim").count() == len(scoreboard(ROOT / "book" / "results"))
+    assert board.locator("input[type=range]").count() > 10
+    assert not any(node.is_visible() for node in board.locator("input[type=range], button").all())

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import executed
 import portable
+import scoreboard
 from sphinx.util import logging
 
 from fedlib.book import card, claims
@@ -50,6 +51,7 @@ def setup(app):
     app.connect("config-inited", serve_scripts)
     app.connect("config-inited", drop_stale_notebooks)
     app.connect("html-page-context", mend_markup)
+    app.connect("html-page-context", let_bars_move)
     app.connect("html-page-context", open_copies, priority=900)  # after the theme has made its buttons
     app.connect("build-finished", portable.write_copies)
     app.connect("build-finished", write_csv)
@@ -62,8 +64,8 @@ def write_scoreboard(app, config):
     titles = chapter_titles()
     config.myst_substitutions = {
         **(config.myst_substitutions or {}),
-        "scoreboard": claims.scoreboard_html(results, titles=titles),
-        "scoreboard_brief": claims.scoreboard_html(results, every_preset=False, titles=titles),
+        "scoreboard": scoreboard.cards(results, titles),
+        "scoreboard_brief": scoreboard.brief(results, titles),
         "scoreboard_summary": claims.summary(results),
         "provenance": provenance_list(results),
         "versions": version_table(),
@@ -183,6 +185,12 @@ def open_copies(app, pagename, templatename, context, doctree):
         for button in group.get("buttons", []):
             if "colab.research.google.com" in button.get("url", ""):
                 button["url"] = re.sub("/blob/[^/]+/(?:[.]/)?", f"/blob/{portable.BRANCH}/", button["url"])
+
+
+def let_bars_move(app, pagename, templatename, context, doctree):
+    """The scoreboard's script, on its page alone."""
+    if pagename == "book/scoreboard":
+        app.add_js_file("scoreboard.js", loading_method="defer")
 
 
 def drop_stale_notebooks(app, config):

@@ -6,7 +6,6 @@ to ``book/results/NAME.PRESET.json`` with :func:`save_results`. The scoreboard i
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
@@ -523,88 +522,7 @@ def _measured(value: str | float | None) -> str:
     return "not finite" if value is None else value if isinstance(value, str) else f"{value:.4g}"
 
 
-def _badge(verdict: str, words: str | None = None) -> str:
-    kind = verdict.replace(" ", "-")
-    return f'<span class="verdict {kind}"><span aria-hidden="true">{MARKS[verdict]}</span> {words or verdict}</span>'
-
-
-def scoreboard_html(
-    folder: str | Path | None = None,
-    *,
-    every_preset: bool = True,
-    link: str = "{}.html",
-    titles: Mapping[str, str] | None = None,
-) -> str:
-    """The scoreboard in HTML, one table a chapter to fold and unfold; each claim links to the cell that judges it.
-
-    Args:
-        folder: where results live; default as for :func:`load_results`.
-        every_preset: all tables unfolded, with a column for each preset that judged a claim of the chapter; False
-            folds them and shows only the largest preset that was run.
-        link: where a chapter's page lies, seen from the page that shows the table; ``{}`` is the chapter's name.
-        titles: chapter's name to its title; default the name.
-    """
-    board = scoreboard(folder)
-    if board.empty:
-        return '<p class="scoreboard-empty">No results are recorded yet: run a chapter to fill this table.</p>'
-    titles, chapters = titles or {}, {str(name): rows for name, rows in board.groupby("chapter")}
-    return "\n".join(
-        _chapter_html(rows, every_preset, link.format(name), titles.get(name, name)) for name, rows in chapters.items()
-    )
-
-
-def _chapter_html(rows: pd.DataFrame, every_preset: bool, page: str, title: str) -> str:
-    presets = [preset for preset in PRESETS if rows[preset].any()] if every_preset else []
-    heads = [
-        "Claim",
-        "Paper",
-        *(f"Ours, {preset}" for preset in presets),
-        *([] if every_preset else ["Ours"]),
-        "Verdict",
-    ]
-    lines = []
-    for key, row in rows.iterrows():
-        href = html.escape(f"{page}#claim-{key}", quote=True)
-        ours = _ours(row, presets) if every_preset else [_largest(row)]
-        cells = [_text(row["paper_says"]), *ours, _badge(row["verdict"])]
-        body = "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(heads[1:], cells, strict=True))
-        lines.append(f'<tr><th scope="row"><a href="{href}">{_text(row["statement"])}</a></th>{body}</tr>')
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    verdicts = rows["verdict"].tolist()
-    counts = " ".join(
-        _badge(kind, f"{verdicts.count(kind)} {_VERBS[kind][verdicts.count(kind) > 1]}")
-        for kind in VERDICTS
-        if kind in verdicts
-    )
-    summary = f'<summary><span class="chapter">{html.escape(title)}</span> {counts}</summary>'
-    return (
-        f'<details class="board"{" open" if every_preset else ""}>{summary}\n'
-        f'<table class="scoreboard"><thead><tr>{head}</tr></thead>\n<tbody>\n'
-        + "\n".join(lines)
-        + "\n</tbody></table></details>"
-    )
-
-
-def _text(text: str) -> str:
-    return html.escape(typeset(text))
-
-
-def _largest(row: pd.Series) -> str:
-    """What the largest preset measured, with its name."""
-    preset = row["largest"]
-    return f'{_text(row[preset])} <span class="preset">{preset}</span>' if preset else "–"
-
-
-def _ours(row: pd.Series, presets: list[str]) -> list[str]:
-    """Cells of what was measured; a preset whose verdict is not that of the row says its own."""
-    cells = []
-    for preset in presets:
-        differs = row[preset] and row[f"{preset}_verdict"] != row["verdict"]
-        cells.append((_text(row[preset]) or "–") + (f" {_badge(row[f'{preset}_verdict'])}" if differs else ""))
-    return cells
-
-
-_VERBS = {
+VERBS = {
     "holds": ("holds", "hold"),
     "holds in part": ("holds in part", "hold in part"),
     "undecided": ("is undecided", "are undecided"),
@@ -619,5 +537,5 @@ def summary(folder: str | Path | None = None) -> str:
     if not verdicts:
         return "No claim has been put to the test yet."
     found = {kind: verdicts.count(kind) for kind in VERDICTS if kind in verdicts}
-    parts = [f"{count} {_VERBS[kind][count > 1]}" for kind, count in found.items()]
+    parts = [f"{count} {VERBS[kind][count > 1]}" for kind, count in found.items()]
     return f"Of {len(verdicts)} claim{'s' * (len(verdicts) > 1)}, {', '.join(parts)}."

@@ -1,0 +1,178 @@
+"""The scoreboard: every claim as a card, its intervals drawn against bars that a reader can move.
+
+Python writes the state that is recorded; ``_static/scoreboard.js`` moves the bars and judges by the same rule as
+:meth:`fedlib.book.bars.Bar.verdict`. Without scripts the page shows what is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from fedlib.book import claims
+from fedlib.book.bars import Bar
+
+FAILURES_FIRST = ("does not hold", "undecided", "holds in part", "holds", "not run")
+# for which other bars the verdict would be the same: the interval's end that must pass the bar, the other one
+STANDS = {
+    "at least": {
+        "holds": "for every bar up to {near}",
+        "holds in part": "for every bar above {near}",
+        "undecided": "for bars from {near} to {far}",
+        "does not hold": "for every bar above {far}",
+    },
+    "at most": {
+        "holds": "for every bar from {near} up",
+        "holds in part": "for every bar below {near}",
+        "undecided": "for bars from {far} to {near}",
+        "does not hold": "for every bar below {far}",
+    },
+}
+WORDS = {"verdicts": claims.VERDICTS, "marks": claims.MARKS, "verbs": claims.VERBS, "stands": STANDS}
+STEPS = 60  # at least so many from one end of a slider to the other
+
+
+def cards(folder: Path, titles: Mapping[str, str], link: str = "{}.html") -> str:
+    """The whole scoreboard in HTML; each claim links to the cell that judges it.
+
+    Args:
+        folder: where results live.
+        titles: chapter's name to its title.
+        link: where a chapter's page lies, seen from the page that shows the cards; ``{}`` is the chapter's name.
+    """
+    return _render("cards", chapters(folder, titles, link), folder)
+
+
+def brief(folder: Path, titles: Mapping[str, str], link: str = "{}.html") -> str:
+    """A table for each chapter, to unfold: what the largest preset measured."""
+    return _render("brief", chapters(folder, titles, link), folder)
+
+
+def chapters(folder: Path, titles: Mapping[str, str], link: str) -> list[dict[str, Any]]:
+    """What the template shows, chapter by chapter, failures first."""
+    board, recorded = claims.scoreboard(folder), claims.load_results(folder)
+    found = []
+    for name, rows in board.groupby("chapter"):
+        given = [_claim(str(id), row, recorded[str(name)]) for id, row in rows.iterrows()]
+        verdicts = [claim["verdict"] for claim in given]
+        found.append(
+            {
+                "title": titles.get(str(name), str(name)),
+                "page": link.format(name),
+                "claims": sorted(given, key=lambda claim: FAILURES_FIRST.index(claim["verdict"])),
+                "counts": {kind: verdicts.count(kind) for kind in claims.VERDICTS if kind in verdicts},
+            }
+        )
+    return found
+
+
+def _claim(id: str, row: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    presets, lines = [], {}
+    for preset in claims.PRESETS:
+        judged = next((one for one in recorded.get(preset, {}).get("claims", []) if one["id"] == id), None)
+        if judged is None or judged["verdict"] == "not run":
+            continue
+        presets.append({"name": preset, "measured": row[preset], "verdict": judged["verdict"]})
+        for part in judged.get("parts", []):
+            lines.setdefault(part["id"], []).append((preset, part))
+    told = {name: row[name] for name in ("statement", "paper_says", "verdict", "largest")}
+    return {"id": id, **told, "presets": presets, "parts": [_part(name, lines[name]) for name in lines]}
+
+
+def _part(id: str, given: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """One bar, and the interval of every preset beside it; the bar is that of the largest of them."""
+    last = given[-1][1]
+    bar = Bar(**{field.name: last[field.name] for field in fields(Bar) if field.name in last})
+    lines = [_line(preset, part) for preset, part in given]
+    ends = [end for line in lines for end in (line["low"], line["high"]) if math.isfinite(end)]
+    return {
+        "id": id.replace("/", "-").replace(" ", "-").replace(",", ""),
+        "name": id.partition("/")[2],
+        "bar": bar,
+        "lines": lines,
+        # an identity holds to rounding or it does not: there is nothing to argue about
+        "axis": None
+        if bar.exact or not ends
+        else Axis([*ends, bar.bar, 0, *([] if bar.weaker is None else [bar.weaker])], bar.bar),
+    }
+
+
+def _line(preset: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = (math.nan if end is None else float(end) for end in part["interval"])
+    near, far = (low, high) if part["sense"] == "at least" else (high, low)
+    known = math.isfinite(low) and math.isfinite(high)
+    single = not part["exact"] and part["learned"] is None
+    values = np.array(part["values"] if single else [math.nan], dtype=float)
+    return {
+        "preset": preset,
+        "low": low,
+        "high": high,
+        "near": number(near),
+        "far": number(far),
+        "mean": float(values.mean()) if known and values.size else math.nan,
+        "seeds": len(part["values"]) if part["learned"] is None else len(part["values"][0]),
+        "verdict": part["verdict"],
+        "rounding": part.get("rounding", 0.0),
+        "stands": STANDS[part["sense"]][part["verdict"]].format(near=number(near), far=number(far)) if known else "",
+    }
+
+
+class Axis:
+    """From where to where a slider goes, in steps on one of which the bar lies.
+
+    Args:
+        shown: all that must lie on it.
+        bar: where the slider starts.
+    """
+
+    def __init__(self, shown: Iterable[float], bar: float):
+        low, high = min(shown := [*shown]), max(shown)
+        room = (high - low) * 0.12 or 1.0
+        self.step = _step((high - low + 2 * room) / STEPS, bar)
+        self.low = _tidy(math.floor((low - room) / self.step) * self.step)
+        self.high = _tidy(math.ceil((high + room) / self.step) * self.step)
+
+    def at(self, value: float) -> str:
+        """Where a value lies, in per cent of the axis."""
+        return f"{100 * (value - self.low) / (self.high - self.low):.3f}"
+
+
+def _tidy(value: float) -> float:
+    """The number that was meant: -3.4 for -3.4000000000000004."""
+    return float(f"{value:.12g}")
+
+
+def _step(wanted: float, bar: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is no larger than ``wanted`` and has the bar as a multiple."""
+    power = math.floor(math.log10(wanted))
+    for exponent in range(power, power - 6, -1):
+        for digit in (5, 2, 1):
+            step = float(f"{digit}e{exponent}")
+            if step <= wanted and math.isclose(bar / step, round(bar / step), abs_tol=1e-9):
+                return step
+    return wanted
+
+
+def number(value: float) -> str:
+    """A number for a page: three digits, a true minus."""
+    return claims.typeset(f"{value:.3g}")
+
+
+def _render(kind: str, given: list[dict[str, Any]], folder: Path) -> str:
+    """HTML of one of the template's two forms, in lines that Markdown takes for one block."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(typeset=claims.typeset, number=number)
+    environment.globals.update(verbs=claims.VERBS, marks=claims.MARKS, isfinite=math.isfinite)
+    module = environment.get_template("scoreboard.html.jinja").make_module()
+    form = getattr(module, kind)
+    text = form(given, claims.summary(folder), json.dumps(WORDS, ensure_ascii=False))
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
