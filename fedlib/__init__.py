@@ -22,7 +22,7 @@ first use, so that ``import fedlib`` stays light::
     record       rows that are not run again      run          experiments without a notebook
     compare      what has moved
     plots        how it looks                     explore      how a reader plays
-    chapter      what every chapter does
+    chapter      what every chapter does         pictures     what measures nothing
 
     >>> import fedlib as fl
     >>> data = fl.data.load("digits")
@@ -84,7 +84,7 @@ __all__ = [
     "workers",
 ]
 
-_MODULES = {"chapter", "claims", "construct", "plots"}  # of fedlib.book
+_MODULES = {"chapter", "claims", "construct", "pictures", "plots"}  # of fedlib.book
 _FUNCTIONS = {"explore", "explore_runs"}  # of fedlib.book.explore
 
 

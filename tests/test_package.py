@@ -9,7 +9,7 @@ import pytest
 
 import fedlib as fl
 
-BOOK = ("chapter", "claims", "construct", "explore", "explore_runs", "plots")
+BOOK = ("chapter", "claims", "construct", "explore", "explore_runs", "pictures", "plots")
 IMPORTED = """
 import json, sys
 import fedlib
