@@ -67,6 +67,11 @@ _STYLES = {
     ("not trained",): (GREY, "--"),
     ("no norm, scaled",): (VIOLET, "--"),
     ("centralised", "central", "pooled"): (GREY, ":"),
+    ("iid",): (BLUE, "-."),
+    ("dirichlet 0.3",): (GREEN, ":"),
+    ("dirichlet 0.1",): (OCHRE, "-"),
+    ("two classes",): (PINK, "-"),
+    ("one class",): (RED, ":"),
 }
 _BY_NAME = {name: style for names, style in _STYLES.items() for name in names}
 _OTHERS = (BLUE, RED, GREEN, OCHRE, PINK, SLATE, VIOLET, OLIVE, BROWN, BLACK)
