@@ -182,6 +182,7 @@ two:
         ({"since": "today"}, "since must be a date such as"),
         ({"weaker": 5}, "weaker and weaker_reason belong together"),
         ({"weaker": 12, "weaker_reason": "w"}, "weaker must be easier to reach than 10, got 12"),
+        ({"rounding": {"quick": -1}}, "rounding of 'quick' must be a number of at least 0, got -1"),
     ],
 )
 def test_a_bar_that_makes_no_sense_is_refused(changes, message):

@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from fedlib import fingerprint
 from fedlib.book import bars, card, chapter, claims, compare
 
 BARS = {
-    "speed": bars.Bar("speed", "02_x", "points", "at least", 15, "half", "2026-11-28", 5, "more than noise"),
+    "speed": bars.Bar(
+        "speed", "02_x", "points", "at least", 15, "half", "2026-11-28", 5, "more than noise", rounding={"cpu": 5.0}
+    ),
     "end/LN": bars.Bar("end/LN", "02_x", "points", "at least", 0, "any", "2026-11-28", known=True),
     "end/FN": bars.Bar("end/FN", "02_x", "points", "at least", 0, "any", "2026-11-28"),
     "same": bars.Bar("same", "02_x", "difference", "at most", 1e-9, "rounding", "2026-11-28", exact=True),
@@ -30,7 +33,9 @@ def test_the_verdict_of_a_measured_claim_follows_from_its_values():
     assert claim.verdict == part["verdict"] == "holds" and part["values"] == values
     assert part["interval"] == pytest.approx(list(bars.interval(values))) and part["reason"] == "half"
     assert measured("speed", [20.0]).verdict == "undecided"
-    assert measured("speed", values, rounding=5).verdict == "holds in part"
+    (rounded,) = measured("speed", values, preset="cpu").parts
+    assert (rounded["verdict"], rounded["rounding"], part["rounding"]) == ("holds in part", 5.0, 0.0)
+    assert measured("speed", values, preset="quick").verdict == "holds"
     assert measured("same", 3e-15).verdict == "holds"
     both = measured("end", {"LN": [1.0, 1.1, 1.2], "FN": [-1.0, 1.0, 0.5]})
     assert both.verdict == "undecided" and [part["verdict"] for part in both.parts] == ["holds", "undecided"]
@@ -163,6 +168,20 @@ def test_what_nobody_could_repeat_is_not_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(card, "commit", lambda *_: {"commit": "a" * 40, "clean": True})
     claims.save_results("02_x", "cpu", config={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["02_x.cpu.json", "02_x.custom.json"]
+
+
+def test_rounding_is_what_two_records_of_the_same_runs_differ_by(tmp_path, capsys):
+    paths = []
+    for name, values in {"a": [20.0, 22.0, 21.0], "b": [20.5, 22.5, 21.4], "c": [20.0, math.nan, 21.0]}.items():
+        (tmp_path / name).mkdir()
+        paths.append(str(recorded(tmp_path / name, values)))
+    assert compare.main(["--rounding", *paths[:2]]) == 0
+    ends = np.subtract(bars.interval([20.0, 22.0, 21.0]), bars.interval([20.5, 22.5, 21.4]))
+    assert capsys.readouterr().out == f"speed: {{custom: {np.abs(ends).max():.2g}}}\n"
+    assert compare.main(["--rounding", paths[0], paths[2]]) == 0 and capsys.readouterr().out == "\n"
+    one, other = (json.loads(Path(path).read_text(encoding="utf-8")) for path in paths[:2])
+    with pytest.raises(ValueError, match="records must be of the same runs, got seeds"):
+        compare.apart(one, {**other, "seeds": [9]})
 
 
 def test_two_records_are_compared_by_their_intervals(tmp_path, capsys):

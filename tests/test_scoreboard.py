@@ -122,8 +122,8 @@ def test_recorded_verdicts_follow_from_recorded_intervals():
         for result in presets.values():
             for part in (part for claim in result["claims"] for part in claim.get("parts", [])):
                 if part["values"]:
-                    bar = bars.Bar(**{k: v for k, v in part.items() if k not in ("values", "interval", "verdict")})
+                    bar = bars.Bar(**{name: part[name] for name in scoreboard.BAR if name in part})
                     low, high = (math.nan if end is None else end for end in part["interval"])
-                    assert bar.verdict((low, high)) == part["verdict"], part["id"]
+                    assert bar.verdict((low, high), part.get("rounding", 0.0)) == part["verdict"], part["id"]
                     parts += 1
     assert parts > 20

@@ -36,6 +36,7 @@ STANDS = {
     },
 }
 WORDS = {"verdicts": claims.VERDICTS, "marks": claims.MARKS, "verbs": claims.VERBS, "stands": STANDS}
+BAR = [field.name for field in fields(Bar) if field.name != "rounding"]  # a record has that of its own preset
 STEPS = 60  # at least so many from one end of a slider to the other
 
 
@@ -89,7 +90,7 @@ def _claim(id: str, row: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict
 def _part(id: str, given: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """One bar, and the interval of every preset beside it; the bar is that of the largest of them."""
     last = given[-1][1]
-    bar = Bar(**{field.name: last[field.name] for field in fields(Bar) if field.name in last})
+    bar = Bar(**{name: last[name] for name in BAR if name in last})
     lines = [_line(preset, part) for preset, part in given]
     ends = [end for line in lines for end in (line["low"], line["high"]) if math.isfinite(end)]
     return {

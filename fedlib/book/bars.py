@@ -11,6 +11,7 @@
       weaker: 5
       weaker_reason: more than partitions alone move a result
       since: 2026-11-28
+      rounding: {quick: 0.8}
 
 Values are paired by seed, so an interval is Student's for the mean of differences. With one seed it is everything.
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Bar:
         exact: the claim is about an identity or a bound, which holds or not: one number, no interval.
         learned: of a share of a gain, what the whole gain must surpass to be one.
         known: set after earlier results were known, which the page says.
+        rounding: preset -> how far an end of the interval moves where the same runs are computed in another precision
+            (``python -m fedlib.book.compare --rounding``); measured, not chosen.
     """
 
     id: str
@@ -62,6 +65,7 @@ class Bar:
     exact: bool = False
     learned: float | None = None
     known: bool = False
+    rounding: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         where = f"bar {self.id!r}"
@@ -80,6 +84,9 @@ class Bar:
                 raise ValueError(f"{where}: {name} must be a number, got {value!r}")
         if not math.isfinite(self.bar):
             raise ValueError(f"{where}: bar must be finite, got {self.bar!r}")
+        for preset, moves in self.rounding.items():
+            if isinstance(moves, bool) or not isinstance(moves, (int, float)) or not 0 <= moves < math.inf:
+                raise ValueError(f"{where}: rounding of {preset!r} must be a number of at least 0, got {moves!r}")
         if (self.weaker is None) != (self.weaker_reason is None):
             raise ValueError(f"{where}: weaker and weaker_reason belong together")
         if self.weaker is not None and not self._side(self.bar, self.weaker) > 0:

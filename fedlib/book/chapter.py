@@ -529,6 +529,8 @@ def _spoken(part: Mapping[str, Any]) -> str:
     ends = "not known of every seed" if math.isnan(low) else _alike(low, high)
     found = f"{low:.3g}" if part["exact"] else f"{ends}, {counted(number, 'seed')}"
     weaker = f" (in part {part['weaker']:g})" if part["weaker"] is not None else ""
+    if part["rounding"]:
+        found += f", an end of which rounding moves by up to {part['rounding']:.2g}"
     return typeset(f"{start}: {found}. Bar: {part['sense']} {part['bar']:g}{weaker}: {part['verdict']}.")
 
 
@@ -549,21 +551,22 @@ def _reasons(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @dataclass
 class Verdicts:
-    """The claims of a chapter, in the order in which it judges them."""
+    """The claims of a chapter, in the order in which it judges them, and of which preset its runs are."""
 
     chapter: str
+    preset: str | None = None
     claims: list[Claim] = field(default_factory=list)
 
     def judge(self, id: str, statement: str, paper: str, told: str | float, verdict: str) -> None:
         """Add a claim (see :class:`fedlib.book.claims.Claim`) whose conditions the chapter writes out, and show it."""
         self._add(Claim(id, self.chapter, statement, paper, told, verdict))
 
-    def measure(self, id: str, statement: str, paper: str, told: str, values: Any, rounding: float = 0.0) -> None:
+    def measure(self, id: str, statement: str, paper: str, told: str, values: Any) -> None:
         """Add a claim about measured values and show it: its verdict follows from them and its bars.
 
         See :func:`fedlib.book.claims.measured` for the arguments.
         """
-        self._add(measured(id, self.chapter, statement, paper, told, values, rounding=rounding))
+        self._add(measured(id, self.chapter, statement, paper, told, values, preset=self.preset))
 
     def _add(self, one: Claim) -> None:
         self.claims.append(one)

@@ -85,7 +85,7 @@ def measured(
     values: Any,
     *,
     known: Mapping[str, Bar] | None = None,
-    rounding: float = 0.0,
+    preset: str | None = None,
 ) -> Claim:
     """A claim about measured values, with the verdict that follows from them and from its bars.
 
@@ -95,7 +95,8 @@ def measured(
         values: one number a seed, differences paired by seed; or part -> those; or one number, of an exact claim. None
             or nothing: the claim was not run.
         known: id -> bar; default ``book/bars.yaml``.
-        rounding: the largest difference that engines and precisions make; see :meth:`fedlib.book.bars.Bar.verdict`.
+        preset: whose runs these are: rounding, where it was measured, can turn a verdict into "undecided"; see
+            :meth:`fedlib.book.bars.Bar.verdict`.
 
     Raises:
         ValueError: a claim without a bar, or of other parts than its bars.
@@ -109,7 +110,7 @@ def measured(
     given = {f"{id}/{part}": v for part, v in values.items()} if isinstance(values, Mapping) else {id: values}
     if {*given} != {*names}:
         raise ValueError(f"claim {id!r} has bars for {', '.join(names)}, but values for {', '.join(given)}")
-    parts = [_judged(known[name], given[name], rounding) for name in names]
+    parts = [_judged(known[name], given[name], preset) for name in names]
     return Claim(id, chapter, statement, paper, told, together([part["verdict"] for part in parts]), tuple(parts))
 
 
@@ -117,13 +118,15 @@ def _nothing(values: Any) -> bool:
     return values is None or not (values if isinstance(values, Mapping) else np.size(values))
 
 
-def _judged(bar: Bar, values: Any, rounding: float) -> dict[str, Any]:
+def _judged(bar: Bar, values: Any, preset: str | None) -> dict[str, Any]:
     """What was measured of one part of a claim, its bar, and the verdict that follows."""
+    rounding = bar.rounding.get(preset or "", 0.0)
+    told = {**asdict(bar), "rounding": rounding}
     if _nothing(values):
-        return {**asdict(bar), "values": [], "interval": [None, None], "verdict": "not run"}
+        return {**told, "values": [], "interval": [None, None], "verdict": "not run"}
     found, verdict = bar.judge(values, rounding)
     numbers = np.atleast_1d(np.asarray(values, dtype=float)).tolist()
-    return {**asdict(bar), "values": numbers, "interval": [*found], "verdict": verdict}
+    return {**told, "values": numbers, "interval": [*found], "verdict": verdict}
 
 
 def the_bars() -> dict[str, Bar]:

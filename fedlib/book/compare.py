@@ -2,12 +2,16 @@
 
 A claim has moved if its verdict differs, or if the mean of one record lies outside the interval of the other. It exits
 with 1 where anything has.
+
+``--rounding`` prints instead how far each end of an interval lies from itself, as ``book/bars.yaml`` keeps it: of the
+same runs in two precisions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,6 +58,26 @@ def _moved(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
         yield f"{one['id']}: {means[0]:.4g} {spans[0]} -> {means[1]:.4g} {spans[1]}"
 
 
+def apart(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:
+    """Part of a claim -> the larger distance between the ends of its two intervals, where both records know them.
+
+    Exact claims have no such distance: they are about rounding.
+
+    Raises:
+        ValueError: the records have different seeds, so that more than rounding is between them.
+    """
+    if old["seeds"] != new["seeds"]:
+        raise ValueError(f"records must be of the same runs, got seeds {old['seeds']} and {new['seeds']}")
+    parts = [{p["id"]: p for claim in record["claims"] for p in claim.get("parts", ())} for record in (old, new)]
+    found = {}
+    for id in [id for id in parts[0] if id in parts[1] and not parts[0][id]["exact"]]:
+        ends = [[math.nan if end is None else end for end in of[id]["interval"]] for of in parts]
+        distance = float(np.abs(np.subtract(ends[0], ends[1])).max())
+        if math.isfinite(distance):
+            found[id] = distance
+    return found
+
+
 def _mean(values: list) -> float:
     """Of the values; of a share, which has two rows, the ratio of their means."""
     rows = np.array([[np.nan if value is None else value for value in row] for row in _rows(values)])
@@ -74,7 +98,12 @@ def _outside(mean: float, interval: list[float | None]) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs=2, type=Path, metavar="RECORD.json")
-    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in parser.parse_args(arguments).records)
+    parser.add_argument("--rounding", action="store_true", help="print how far the ends of intervals lie apart")
+    given = parser.parse_args(arguments)
+    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in given.records)
+    if given.rounding:
+        print("\n".join(f"{id}: {{{old['preset']}: {distance:.2g}}}" for id, distance in apart(old, new).items()))
+        return 0
     lines = list(moved(old, new))
     print("\n".join(lines) or "nothing has moved")
     return int(bool(lines))
