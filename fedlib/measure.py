@@ -42,7 +42,7 @@ BATCH = 256  # a few hundred images fit the caches of a CPU
 
 
 def features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """g(x) of every sample: x (N, C, H, W), float -> (N, d), of x's dtype, without gradient."""
+    """g(x) of every sample: x (N, C, H, W), float -> (N, d), of the model's dtype, without gradient."""
     return _in_batches(model, model.get_submodule("body"), x)
 
 
@@ -337,9 +337,10 @@ def linear_probe(z: torch.Tensor, y: torch.Tensor, z_test: torch.Tensor, y_test:
 
 
 def _in_batches(model: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """function(x), a batch at a time, with the model in evaluation mode and without gradients."""
+    """function(x), a batch at a time, in the model's dtype, with it in evaluation mode and without gradients."""
     if not x.is_floating_point() or len(x) == 0:
         raise ValueError(f"x must hold one float image at least (see data.prepare); got {tuple(x.shape)}, {x.dtype}.")
+    x = x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -399,3 +399,15 @@ def test_linear_probe():
 def test_refusals(model, x, call, message):
     with pytest.raises(ValueError, match=message):
         call(model, x, torch.arange(600) % 5)
+
+
+def test_a_network_in_double_precision_takes_images_as_they_come():
+    """What a run with precision="float64" gives is measured as any other."""
+    torch.manual_seed(0)
+    net, x, y = models.mlp((1, 4, 4), 3, hidden=(8,)), torch.rand(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+    found = [measure.features(net, x), measure.accuracy(net, x, y), measure.margins(net, x, y)]
+    net = net.double()
+    assert measure.features(net, x).dtype == torch.float64
+    torch.testing.assert_close(measure.features(net, x).float(), found[0])
+    assert measure.accuracy(net, x, y) == found[1]
+    torch.testing.assert_close(measure.margins(net, x, y).float(), found[2].float())
