@@ -93,16 +93,16 @@ def covers(said, bar):
 
 @pytest.mark.parametrize("sense", bars.SENSES)
 @pytest.mark.parametrize("weaker", [None, 2.0])
+@pytest.mark.parametrize("rounding", [0.0, 0.5])
 @pytest.mark.parametrize("interval", [(1.0, 3.0), (3.0, 6.0), (-4.0, 1.0)])
-def test_bars_for_which_a_verdict_stands_are_those_that_give_it(sense, weaker, interval):
+def test_bars_for_which_a_verdict_stands_are_those_that_give_it(sense, weaker, interval, rounding):
     """The sentence, read as inequalities, against the rule itself, for all bars on a grid that misses the ends."""
-    low, high = interval
-    near, far = (low, high) if sense == "at least" else (high, low)
     for bar in [k / 4 + 0.1 for k in range(-32, 40)]:
         easier = weaker is not None and (weaker < bar if sense == "at least" else weaker > bar)
         asked = bars.Bar("a", "b", "c", sense, bar, "d", "2026-11-28", *((weaker, "e") if easier else ()))
-        verdict = asked.verdict(interval)
-        said = scoreboard.STANDS[sense][verdict].format(near=near, far=far)
+        verdict = asked.verdict(interval, rounding)
+        part = {"sense": sense, "interval": interval, "rounding": rounding, "verdict": verdict, "values": [1.0, 2.0]}
+        said = scoreboard._line("quick", part | {"exact": False, "learned": None})["stands"].replace("−", "-")
         assert covers(said, bar), (said, bar, verdict)
 
 

@@ -20,7 +20,8 @@ from fedlib.book import claims
 from fedlib.book.bars import Bar
 
 FAILURES_FIRST = ("does not hold", "undecided", "holds in part", "holds", "not run")
-# for which other bars the verdict would be the same: the interval's end that must pass the bar, the other one
+# For which bars a verdict is what it is: {near} is where the interval's end that must pass the bar would just pass it,
+# {far} where the other end would.
 STANDS = {
     "at least": {
         "holds": "for every bar up to {near}",
@@ -107,7 +108,9 @@ def _part(id: str, given: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]
 
 def _line(preset: str, part: Mapping[str, Any]) -> dict[str, Any]:
     low, high = (math.nan if end is None else float(end) for end in part["interval"])
-    near, far = (low, high) if part["sense"] == "at least" else (high, low)
+    rounding = part.get("rounding", 0.0)
+    # the bars at which the verdict changes: an end that lies nearer to a bar than rounding counts as inside
+    near, far = (low - rounding, high + rounding) if part["sense"] == "at least" else (high + rounding, low - rounding)
     known = math.isfinite(low) and math.isfinite(high)
     single = not part["exact"] and part["learned"] is None
     values = np.array(part["values"] if single else [math.nan], dtype=float)
@@ -120,7 +123,7 @@ def _line(preset: str, part: Mapping[str, Any]) -> dict[str, Any]:
         "mean": float(values.mean()) if known and values.size else math.nan,
         "seeds": len(part["values"]) if part["learned"] is None else len(part["values"][0]),
         "verdict": part["verdict"],
-        "rounding": part.get("rounding", 0.0),
+        "rounding": rounding,
         "stands": STANDS[part["sense"]][part["verdict"]].format(near=number(near), far=number(far)) if known else "",
     }
 
