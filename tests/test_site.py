@@ -15,6 +15,7 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 import yaml
+from scoreboard import STANDS
 
 from fedlib.book.bars import Bar
 from fedlib.book.claims import VERDICTS, scoreboard, summary
@@ -405,7 +406,12 @@ def test_bars_of_the_scoreboard_judge_as_python_does(tab):
         easier = weaker < one["at"] if one["sense"] == "at least" else weaker > one["at"]  # False for NaN
         bar = Bar("a", "b", "c", one["sense"], one["at"], "d", "2026-11-28", *((weaker, "e") if easier else ()))
         assert one["said"] == bar.verdict(interval, float(one["rounding"])), one
-        assert bool(one["stands"]) == ("low" in one)
+        if "low" not in one:
+            assert one["stands"] == ""
+            continue
+        near, weaker_is_close = one["near"], abs(interval[one["sense"] != "at least"] - weaker) < float(one["rounding"])
+        key = "holds in part" if one["said"] == "undecided" and weaker_is_close else one["said"]
+        assert one["stands"] == STANDS[one["sense"]][key].format(near=near, far=one["far"])
 
 
 @in_browser
@@ -416,17 +422,21 @@ def test_a_bar_moved_by_keyboard_changes_verdict_card_and_sum_and_comes_back(tab
     assert status.inner_text() == summary(ROOT / "book" / "results") and not back.is_visible()
     card = board.locator(".claim.holds:has(input[type=range])").first
     name, slider = card.get_attribute("data-claim"), card.locator("input[type=range]").first
-    assert slider.evaluate("node => node.labels.length") == 1
+    names = [node.get_attribute("aria-labelledby") for node in board.locator("input[type=range]").all()]
+    assert len({*names}) == len(names) and all(
+        page.locator(f"#{id}").count() == 1 for name in names for id in name.split()
+    )
     demanding = slider.locator("xpath=../..").get_attribute("data-sense") == "at least"
     slider.focus()
     page.keyboard.press("End" if demanding else "Home")
     card = board.locator(f"[data-claim={name}]")
     assert card.get_attribute("data-verdict") in ("does not hold", "holds in part", "undecided")
+    assert slider.get_attribute("aria-valuetext").endswith(card.get_attribute("data-verdict"))
     assert "holds" not in card.get_attribute("class").split() and status.inner_text() != recorded.splitlines()[-1]
     assert status.inner_text() != summary(ROOT / "book" / "results") and back.is_visible()
     back.press("Enter")
     assert board.inner_text() == recorded and not back.is_visible()
-    assert slider.evaluate("node => node === document.activeElement")
+    assert status.evaluate("node => node === document.activeElement")
 
 
 @in_browser

@@ -81,11 +81,12 @@ def _claim(id: str, row: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict
         judged = next((one for one in recorded.get(preset, {}).get("claims", []) if one["id"] == id), None)
         if judged is None or judged["verdict"] == "not run":
             continue
-        presets.append({"name": preset, "measured": row[preset], "verdict": judged["verdict"]})
+        told = {"measured": row[preset], "verdict": judged["verdict"], "parts": bool(judged.get("parts"))}
+        presets.append({"name": preset, **told})
         for part in judged.get("parts", []):
             lines.setdefault(part["id"], []).append((preset, part))
-    told = {name: row[name] for name in ("statement", "paper_says", "verdict", "largest")}
-    return {"id": id, **told, "presets": presets, "parts": [_part(name, lines[name]) for name in lines]}
+    said = {name: row[name] for name in ("statement", "paper_says", "verdict", "largest")}
+    return {"id": id, **said, "presets": presets, "parts": [_part(name, lines[name]) for name in lines]}
 
 
 def _part(id: str, given: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _part(id: str, given: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]
     last = given[-1][1]
     bar = Bar(**{name: last[name] for name in BAR if name in last})
     lines = [_line(preset, part) for preset, part in given]
-    ends = [end for line in lines for end in (line["low"], line["high"]) if math.isfinite(end)]
+    ends = [end for line in lines for end in (line["from"], line["to"]) if math.isfinite(end)]
     return {
         "id": id.replace("/", "-").replace(" ", "-").replace(",", ""),
         "name": id.partition("/")[2],
@@ -112,20 +113,39 @@ def _line(preset: str, part: Mapping[str, Any]) -> dict[str, Any]:
     # the bars at which the verdict changes: an end that lies nearer to a bar than rounding counts as inside
     near, far = (low - rounding, high + rounding) if part["sense"] == "at least" else (high + rounding, low - rounding)
     known = math.isfinite(low) and math.isfinite(high)
-    single = not part["exact"] and part["learned"] is None
-    values = np.array(part["values"] if single else [math.nan], dtype=float)
+    rows = np.array(part["values"], dtype=float).reshape(2 if part["learned"] is not None else 1, -1)
+    means = rows.mean(axis=1)
     return {
         "preset": preset,
         "low": low,
         "high": high,
-        "near": number(near),
-        "far": number(far),
-        "mean": float(values.mean()) if known and values.size else math.nan,
-        "seeds": len(part["values"]) if part["learned"] is None else len(part["values"][0]),
+        "near": number(near, 4),
+        "far": number(far, 4),
+        "from": low - rounding,
+        "to": high + rounding,
+        "mean": float(means[0] if len(means) == 1 else means[0] / means[1]) if known else math.nan,
+        "seeds": 0 if part["exact"] else rows.shape[1],
+        "why": "" if known else _why(rows),
         "verdict": part["verdict"],
         "rounding": rounding,
-        "stands": STANDS[part["sense"]][part["verdict"]].format(near=number(near), far=number(far)) if known else "",
+        "stands": _stands(part, near, far) if known else "",
     }
+
+
+def _why(rows: np.ndarray) -> str:
+    """Why there is no interval."""
+    if np.isnan(rows).any():
+        return "no interval: not every seed has a number"
+    return "no interval: one seed decides nothing" if rows.shape[1] == 1 else "no interval: too small a gain to share"
+
+
+def _stands(part: Mapping[str, Any], near: float, far: float) -> str:
+    """For which bars a verdict would be the same."""
+    key, weaker = part["verdict"], part.get("weaker")
+    end = part["interval"][0 if part["sense"] == "at least" else 1]
+    if key == "undecided" and weaker is not None and abs(end - weaker) < part.get("rounding", 0.0):
+        key = "holds in part"  # as long, but rounding could take it away
+    return STANDS[part["sense"]][key].format(near=number(near, 4), far=number(far, 4))
 
 
 class Axis:
@@ -164,9 +184,9 @@ def _step(wanted: float, bar: float) -> float:
     return wanted
 
 
-def number(value: float) -> str:
-    """A number for a page: three digits, a true minus."""
-    return claims.typeset(f"{value:.3g}")
+def number(value: float, digits: int = 3) -> str:
+    """A number for a page, with a true minus."""
+    return claims.typeset(f"{value:.{digits}g}")
 
 
 def _render(kind: str, given: list[dict[str, Any]], folder: Path) -> str:

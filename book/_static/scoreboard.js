@@ -9,6 +9,8 @@ document.addEventListener("DOMContentLoaded", () => {
   const moved = slider => slider.value !== slider.dataset.start;
   const shown = value => String(+value.toPrecision(3)).replace("-", "−");
 
+  const close = (end, weaker, rounding) => Math.abs(end - weaker) < rounding; // false where there is no weaker bar
+
   // An interval against a bar: the whole of it must lie on the good side.
   function verdict(low, high, sense, bar, weaker, rounding) {
     if (Number.isNaN(low) || Number.isNaN(high)) return "undecided";
@@ -16,6 +18,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const [near, far] = sense === "at least" ? [low, high] : [high, low];
     if (side(near, bar) >= rounding) return "holds";
     if (!Number.isNaN(weaker) && side(near, weaker) >= rounding) return "holds in part";
+    if (close(near, weaker, rounding)) return "undecided"; // rounding alone would make it hold in part
     return side(far, bar) < -rounding ? "does not hold" : "undecided";
   }
 
@@ -35,15 +38,21 @@ document.addEventListener("DOMContentLoaded", () => {
     const { sense } = part.dataset;
     const place = (slider.value - slider.min) / (slider.max - slider.min);
     part.style.setProperty("--bar", 100 * place);
-    part.querySelector("output").textContent = shown(+slider.value);
+    const output = part.querySelector("output");
+    output.textContent = shown(+slider.value);
     for (const line of part.querySelectorAll(".line[data-preset]")) {
       const { low, high, near, far, recorded, rounding } = line.dataset;
       line.dataset.verdict = !moved(slider) ? recorded : verdict(
         number(low), number(high), sense, +slider.value, number(part.dataset.weaker), +rounding);
       paint(line.querySelector(".verdict"), line.dataset.verdict);
-      const stands = near === undefined ? "" : words.stands[sense][line.dataset.verdict];
+      const open = close(number(sense === "at least" ? low : high), number(part.dataset.weaker), +rounding);
+      const key = line.dataset.verdict === "undecided" && open ? "holds in part" : line.dataset.verdict;
+      const stands = near === undefined ? "" : words.stands[sense][key];
       line.querySelector(".stands").textContent = stands.replace("{near}", near).replace("{far}", far);
     }
+    const said = [...part.querySelectorAll(".line[data-preset]")].map(
+      line => `${line.dataset.preset} ${line.dataset.verdict}`);
+    slider.setAttribute("aria-valuetext", [output.textContent, ...said].join(", "));
   }
 
   function judgeClaim(claim) {
@@ -81,9 +90,11 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   const sliders = [...board.querySelectorAll("input[type=range]")], back = board.querySelector(".tally button");
-  function judge(slider) {
-    judgePart(slider.closest(".part"));
-    judgeClaim(slider.closest(".claim"));
+  function judge(...some) {
+    for (const slider of some) {
+      judgePart(slider.closest(".part"));
+      judgeClaim(slider.closest(".claim"));
+    }
     tally();
     back.hidden = !sliders.some(moved);
   }
@@ -95,10 +106,8 @@ document.addEventListener("DOMContentLoaded", () => {
   board.querySelectorAll(".claim").forEach(judgeClaim);
   back.addEventListener("click", () => {
     const away = sliders.filter(moved);
-    away[0].focus({ preventScroll: true }); // the button is about to go
-    for (const slider of away) {
-      slider.value = slider.dataset.start;
-      judge(slider);
-    }
+    for (const slider of away) slider.value = slider.dataset.start;
+    board.querySelector(".tally [role=status]").focus(); // the button is about to go
+    judge(...away);
   });
 });

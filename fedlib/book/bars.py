@@ -30,6 +30,7 @@ import yaml
 from scipy import stats
 
 SENSES = ("at least", "at most")
+PRESETS = ("quick", "cpu", "colab", "paper")
 CONFIDENCE = 0.95
 
 
@@ -84,7 +85,11 @@ class Bar:
                 raise ValueError(f"{where}: {name} must be a number, got {value!r}")
         if not math.isfinite(self.bar):
             raise ValueError(f"{where}: bar must be finite, got {self.bar!r}")
+        if not isinstance(self.rounding, Mapping):
+            raise ValueError(f"{where}: rounding must name presets, as in {{quick: 0.8}}, got {self.rounding!r}")
         for preset, moves in self.rounding.items():
+            if preset not in PRESETS:
+                raise ValueError(f"{where}: rounding must name one of {', '.join(PRESETS)}, got {preset!r}")
             if isinstance(moves, bool) or not isinstance(moves, (int, float)) or not 0 <= moves < math.inf:
                 raise ValueError(f"{where}: rounding of {preset!r} must be a number of at least 0, got {moves!r}")
         if (self.weaker is None) != (self.weaker_reason is None):
@@ -114,6 +119,8 @@ class Bar:
             return "holds"
         if self.weaker is not None and self._side(near, self.weaker) >= rounding:
             return "holds in part"
+        if self.weaker is not None and abs(self._side(near, self.weaker)) < rounding:
+            return "undecided"  # rounding alone would make it hold in part
         return "does not hold" if self._side(far, self.bar) < -rounding else "undecided"
 
     def judge(self, values: Any, rounding: float = 0.0) -> tuple[tuple[float, float], str]:

@@ -19,13 +19,12 @@ import pandas as pd
 import yaml
 
 from fedlib.book import bars, card
-from fedlib.book.bars import Bar, together
+from fedlib.book.bars import PRESETS, Bar, together
 from fedlib.data import Data
 from fedlib.files import replacing
 from fedlib.simulate import Run
 
 VERDICTS = ("holds", "holds in part", "undecided", "does not hold", "not run")
-PRESETS = ("quick", "cpu", "colab", "paper")
 MARKS = {"holds": "✓", "holds in part": "≈", "undecided": "?", "does not hold": "✗", "not run": "–"}
 _VOLATILE = ("made",)
 

@@ -59,7 +59,7 @@ def _moved(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
 
 
 def apart(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:
-    """Part of a claim -> the larger distance between the ends of its two intervals, where both records know them.
+    """Part of a claim -> the larger distance between the ends of its two intervals; NaN where only one record has any.
 
     Exact claims have no such distance: they are about rounding.
 
@@ -68,14 +68,23 @@ def apart(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:
     """
     if old["seeds"] != new["seeds"]:
         raise ValueError(f"records must be of the same runs, got seeds {old['seeds']} and {new['seeds']}")
+    if old["name"] != new["name"]:
+        raise ValueError(f"records must be of one chapter, got {old['name']} and {new['name']}")
     parts = [{p["id"]: p for claim in record["claims"] for p in claim.get("parts", ())} for record in (old, new)]
     found = {}
     for id in [id for id in parts[0] if id in parts[1] and not parts[0][id]["exact"]]:
         ends = [[math.nan if end is None else end for end in of[id]["interval"]] for of in parts]
-        distance = float(np.abs(np.subtract(ends[0], ends[1])).max())
-        if math.isfinite(distance):
-            found[id] = distance
+        if not np.isnan(ends).all():
+            found[id] = float(np.abs(np.subtract(ends[0], ends[1])).max())
     return found
+
+
+def _up(distance: float) -> str:
+    """Two digits, rounded up, so that what is kept is never less than what was found; "unknown" for NaN."""
+    if math.isnan(distance):
+        return "unknown"
+    digit = 10.0 ** (math.floor(math.log10(distance)) - 1) if distance else 1.0
+    return f"{math.ceil(round(distance / digit, 6)) * digit:.2g}"
 
 
 def _mean(values: list) -> float:
@@ -102,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     old, new = (json.loads(path.read_text(encoding="utf-8")) for path in given.records)
     if given.rounding:
-        print("\n".join(f"{id}: {{{old['preset']}: {distance:.2g}}}" for id, distance in apart(old, new).items()))
+        print("\n".join(f"{id}: {{{old['preset']}: {_up(distance)}}}" for id, distance in apart(old, new).items()))
         return 0
     lines = list(moved(old, new))
     print("\n".join(lines) or "nothing has moved")
