@@ -418,7 +418,7 @@ def test_bars_of_the_scoreboard_judge_as_python_does(tab):
 def test_a_bar_moved_by_keyboard_changes_verdict_card_and_sum_and_comes_back(tab):
     page = tab().open("book/scoreboard")
     board = page.locator(".argue")
-    recorded, status, back = board.inner_text(), board.get_by_role("status"), board.get_by_role("button")
+    recorded, status, back = board.inner_text(), board.locator("[role=status]"), board.get_by_role("button")
     assert status.inner_text() == summary(ROOT / "book" / "results") and not back.is_visible()
     card = board.locator(".claim.holds:has(input[type=range])").first
     name, slider = card.get_attribute("data-claim"), card.locator("input[type=range]").first
@@ -443,7 +443,7 @@ def test_a_bar_moved_by_keyboard_changes_verdict_card_and_sum_and_comes_back(tab
 def test_without_scripts_the_scoreboard_says_what_is_recorded(tab):
     page = tab(scripts=False).open("book/scoreboard")
     board = page.locator(".argue")
-    assert board.get_by_role("status").inner_text() == summary(ROOT / "book" / "results")
+    assert board.locator("[role=status]").inner_text() == summary(ROOT / "book" / "results")
     assert board.locator(".claim").count() == len(scoreboard(ROOT / "book" / "results"))
     assert board.locator("input[type=range]").count() > 10
     assert not any(node.is_visible() for node in board.locator("input[type=range], button").all())
