@@ -32,6 +32,12 @@ def save(folder, *given, chapter="02_x", preset="quick"):
     claims.save_results(chapter, preset, config={}, claims=given, folder=folder)
 
 
+def both(folder, titles=None):
+    """The page and the front page's table."""
+    board = scoreboard.chapters(folder, titles or {})
+    return scoreboard.cards(board, claims.summary(folder)), scoreboard.brief(board)
+
+
 @pytest.fixture
 def folder(tmp_path):
     save(tmp_path, old(), speed(accuracy=[10.0, 12.0, 11.0], rounds=[0.1, 0.12, 0.11]))
@@ -41,20 +47,19 @@ def folder(tmp_path):
 
 
 def test_nothing_recorded_is_said_so(tmp_path):
-    for form in (scoreboard.cards, scoreboard.brief):
-        assert "No results are recorded" in form(tmp_path / "missing", {})
+    for text in both(tmp_path / "missing"):
+        assert "No results are recorded" in text
 
 
 def test_html_is_one_block_of_markdown_and_escapes(folder):
-    for form in (scoreboard.cards, scoreboard.brief):
-        text = form(folder, {"02_x": "Layers & skew"})
+    for text in both(folder, {"02_x": "Layers & skew"}):
         assert not re.search(r"^\s", text, re.M) and "\n\n" not in text
         assert 'href="02_x.html#claim-speed"' in text and "LN &lt; FN &amp; &lt;b&gt;." in text
         assert '<span class="chapter">Layers &amp; skew</span>' in text and '<span class="chapter">03_y</span>' in text
 
 
 def test_failures_come_first_and_every_preset_has_its_verdict(folder):
-    first, second = scoreboard.chapters(folder, {}, "{}.html")
+    first, second = scoreboard.chapters(folder, {})
     assert [claim["id"] for claim in first["claims"]] == ["speed", "old"]
     assert first["counts"] == {"holds": 1, "undecided": 1} and second["counts"] == {"not run": 1}
     claim = first["claims"][0]
@@ -63,20 +68,20 @@ def test_failures_come_first_and_every_preset_has_its_verdict(folder):
 
 
 def test_a_part_has_the_interval_of_each_preset_on_one_axis(folder):
-    accuracy, rounds = scoreboard.chapters(folder, {}, "{}.html")[0]["claims"][0]["parts"]
+    accuracy, rounds = scoreboard.chapters(folder, {})[0]["claims"][0]["parts"]
     quick, cpu = accuracy["lines"]
     assert (quick["low"], quick["high"]) == pytest.approx(bars.interval([10, 12, 11]), abs=1e-4)
     assert quick["mean"] == pytest.approx(11) and quick["seeds"] == 3
     assert accuracy["axis"].low < cpu["low"] < cpu["high"] < accuracy["axis"].high
     assert [line["verdict"] for line in rounds["lines"]] == ["holds", "undecided"]
     assert rounds["lines"][1]["stands"] == "" and math.isnan(rounds["lines"][1]["low"])
-    text = scoreboard.cards(folder, {})
+    text, _ = both(folder)
     assert "no interval: not every seed has a number" in text and "nan" not in text
     assert "In part from 5: more than a partition moves." in text
 
 
 def test_the_front_page_has_the_largest_preset_alone(folder):
-    text = scoreboard.brief(folder, {})
+    _, text = both(folder)
     assert 'told <span class="preset">cpu</span>' in text and "quick</span>" in text  # of the claim without cpu
     assert "<article" not in text and " open" not in text
 

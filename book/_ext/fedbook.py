@@ -61,12 +61,12 @@ def setup(app):
 
 def write_scoreboard(app, config):
     results = BOOK / "results"
-    titles = chapter_titles()
+    board, summary = scoreboard.chapters(results, chapter_titles()), claims.summary(results)
     config.myst_substitutions = {
         **(config.myst_substitutions or {}),
-        "scoreboard": scoreboard.cards(results, titles),
-        "scoreboard_brief": scoreboard.brief(results, titles),
-        "scoreboard_summary": claims.summary(results),
+        "scoreboard": scoreboard.cards(board, summary),
+        "scoreboard_brief": scoreboard.brief(board),
+        "scoreboard_summary": summary,
         "provenance": provenance_list(results),
         "versions": version_table(),
         "machine": machine(),

@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 
 from fedlib.book import claims
-from fedlib.book.bars import Bar
+from fedlib.book.bars import Bar, centre
 
 FAILURES_FIRST = ("does not hold", "undecided", "holds in part", "holds", "not run")
 # For which bars a verdict is what it is: {near} is where the interval's end that must pass the bar would just pass it,
@@ -41,24 +41,28 @@ BAR = [field.name for field in fields(Bar) if field.name != "rounding"]  # a rec
 STEPS = 60  # at least so many from one end of a slider to the other
 
 
-def cards(folder: Path, titles: Mapping[str, str], link: str = "{}.html") -> str:
+def cards(given: list[dict[str, Any]], summary: str) -> str:
     """The whole scoreboard in HTML; each claim links to the cell that judges it.
+
+    Args:
+        given: what :func:`chapters` found.
+        summary: all of it in one sentence.
+    """
+    return _render("cards", given, summary, json.dumps(WORDS, ensure_ascii=False))
+
+
+def brief(given: list[dict[str, Any]]) -> str:
+    """A table for each chapter, to unfold: what the largest preset measured."""
+    return _render("brief", given)
+
+
+def chapters(folder: Path, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What the template shows, chapter by chapter, failures first.
 
     Args:
         folder: where results live.
         titles: chapter's name to its title.
-        link: where a chapter's page lies, seen from the page that shows the cards; ``{}`` is the chapter's name.
     """
-    return _render("cards", chapters(folder, titles, link), folder)
-
-
-def brief(folder: Path, titles: Mapping[str, str], link: str = "{}.html") -> str:
-    """A table for each chapter, to unfold: what the largest preset measured."""
-    return _render("brief", chapters(folder, titles, link), folder)
-
-
-def chapters(folder: Path, titles: Mapping[str, str], link: str) -> list[dict[str, Any]]:
-    """What the template shows, chapter by chapter, failures first."""
     board, recorded = claims.scoreboard(folder), claims.load_results(folder)
     found = []
     for name, rows in board.groupby("chapter"):
@@ -67,7 +71,7 @@ def chapters(folder: Path, titles: Mapping[str, str], link: str) -> list[dict[st
         found.append(
             {
                 "title": titles.get(str(name), str(name)),
-                "page": link.format(name),
+                "page": f"{name}.html",
                 "claims": sorted(given, key=lambda claim: FAILURES_FIRST.index(claim["verdict"])),
                 "counts": {kind: verdicts.count(kind) for kind in claims.VERDICTS if kind in verdicts},
             }
@@ -94,16 +98,16 @@ def _part(id: str, given: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]
     last = given[-1][1]
     bar = Bar(**{name: last[name] for name in BAR if name in last})
     lines = [_line(preset, part) for preset, part in given]
-    ends = [end for line in lines for end in (line["from"], line["to"]) if math.isfinite(end)]
+    shown = [end for line in lines if not line["why"] for end in (line["from"], line["to"])]
+    shown += [bar.bar, 0] if bar.weaker is None else [bar.bar, 0, bar.weaker]
+    # an identity holds to rounding or it does not: there is nothing to argue about
+    argued = not bar.exact and any(not line["why"] for line in lines)
     return {
         "id": id.replace("/", "-").replace(" ", "-").replace(",", ""),
         "name": id.partition("/")[2],
         "bar": bar,
         "lines": lines,
-        # an identity holds to rounding or it does not: there is nothing to argue about
-        "axis": None
-        if bar.exact or not ends
-        else Axis([*ends, bar.bar, 0, *([] if bar.weaker is None else [bar.weaker])], bar.bar),
+        "axis": Axis(shown, bar.bar) if argued else None,
     }
 
 
@@ -111,32 +115,34 @@ def _line(preset: str, part: Mapping[str, Any]) -> dict[str, Any]:
     low, high = (math.nan if end is None else float(end) for end in part["interval"])
     rounding = part.get("rounding", 0.0)
     # the bars at which the verdict changes: an end that lies nearer to a bar than rounding counts as inside
-    near, far = (low - rounding, high + rounding) if part["sense"] == "at least" else (high + rounding, low - rounding)
+    ends = low - rounding, high + rounding
+    near, far = ends if part["sense"] == "at least" else ends[::-1]
     known = math.isfinite(low) and math.isfinite(high)
-    rows = np.array(part["values"], dtype=float).reshape(2 if part["learned"] is not None else 1, -1)
-    means = rows.mean(axis=1)
+    values = np.array(part["values"], dtype=float)
     return {
         "preset": preset,
         "low": low,
         "high": high,
         "near": number(near, 4),
         "far": number(far, 4),
-        "from": low - rounding,
-        "to": high + rounding,
-        "mean": float(means[0] if len(means) == 1 else means[0] / means[1]) if known else math.nan,
-        "seeds": 0 if part["exact"] else rows.shape[1],
-        "why": "" if known else _why(rows),
+        "from": ends[0],
+        "to": ends[1],
+        "mean": centre(values),
+        "seeds": 0 if part["exact"] else values.shape[-1],
+        "why": "" if known else _why(values),
         "verdict": part["verdict"],
         "rounding": rounding,
         "stands": _stands(part, near, far) if known else "",
     }
 
 
-def _why(rows: np.ndarray) -> str:
+def _why(values: np.ndarray) -> str:
     """Why there is no interval."""
-    if np.isnan(rows).any():
+    if np.isnan(values).any():
         return "no interval: not every seed has a number"
-    return "no interval: one seed decides nothing" if rows.shape[1] == 1 else "no interval: too small a gain to share"
+    return (
+        "no interval: one seed decides nothing" if values.shape[-1] == 1 else "no interval: too small a gain to share"
+    )
 
 
 def _stands(part: Mapping[str, Any], near: float, far: float) -> str:
@@ -189,14 +195,12 @@ def number(value: float, digits: int = 3) -> str:
     return claims.typeset(f"{value:.{digits}g}")
 
 
-def _render(kind: str, given: list[dict[str, Any]], folder: Path) -> str:
+def _render(kind: str, *given: Any) -> str:
     """HTML of one of the template's two forms, in lines that Markdown takes for one block."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(typeset=claims.typeset, number=number)
-    environment.globals.update(verbs=claims.VERBS, marks=claims.MARKS, isfinite=math.isfinite)
-    module = environment.get_template("scoreboard.html.jinja").make_module()
-    form = getattr(module, kind)
-    text = form(given, claims.summary(folder), json.dumps(WORDS, ensure_ascii=False))
+    environment.globals.update(verbs=claims.VERBS, marks=claims.MARKS)
+    text = getattr(environment.get_template("scoreboard.html.jinja").module, kind)(*given)
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())

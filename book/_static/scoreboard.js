@@ -81,8 +81,7 @@ document.addEventListener("DOMContentLoaded", () => {
       for (const kind of words.verdicts) {
         const n = count(own, kind);
         if (!n) continue;
-        const badge = document.createElement("span");
-        badge.innerHTML = '<span aria-hidden="true"></span> <span class="word"></span>';
+        const badge = board.querySelector(".claim .verdict").cloneNode(true);
         paint(badge, kind, `${n} ${words.verbs[kind][+(n > 1)]}`);
         head.append(" ", badge);
       }

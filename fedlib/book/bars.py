@@ -197,6 +197,15 @@ def share(
     return float(centre - half), float(centre + half)
 
 
+def centre(values: Sequence) -> float:
+    """What an interval surrounds: the mean of values, one a seed; of a share, (part, whole), the ratio of their means.
+
+    NaN where a value is None, as in a record of a run that diverged.
+    """
+    given = np.asarray(values, dtype=float)
+    return float(given.mean() if given.ndim < 2 else given[0].mean() / given[1].mean()) if given.size else math.nan
+
+
 def together(verdicts: Sequence[str]) -> str:
     """Of a claim of several parts: it holds only if every part does, and does not if any part does not."""
     if not verdicts:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from fedlib.book.bars import centre
+
 ROUNDED = 1e-5  # of a number: records have six digits
 
 
@@ -51,7 +53,7 @@ def _moved(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
     for name in ("sense", "bar", "weaker"):
         if one[name] != other[name]:
             yield f"{one['id']}: {name} {one[name]} -> {other[name]}"
-    means = [_mean(part["values"]) for part in (one, other)]
+    means = [centre(part["values"]) for part in (one, other)]
     outside = [_outside(means[1 - i], part["interval"]) for i, part in enumerate((one, other))]
     if any(outside) or np.isnan(means).any() and not np.isnan(means).all():
         spans = [f"[{', '.join('–' if end is None else f'{end:.4g}' for end in p['interval'])}]" for p in (one, other)]
@@ -64,7 +66,7 @@ def apart(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:
     Exact claims have no such distance: they are about rounding.
 
     Raises:
-        ValueError: the records have different seeds, so that more than rounding is between them.
+        ValueError: the records have different seeds or chapters, so that more than rounding is between them.
     """
     if old["seeds"] != new["seeds"]:
         raise ValueError(f"records must be of the same runs, got seeds {old['seeds']} and {new['seeds']}")
@@ -85,17 +87,6 @@ def _up(distance: float) -> str:
         return "unknown"
     digit = 10.0 ** (math.floor(math.log10(distance)) - 1) if distance else 1.0
     return f"{math.ceil(round(distance / digit, 6)) * digit:.2g}"
-
-
-def _mean(values: list) -> float:
-    """Of the values; of a share, which has two rows, the ratio of their means."""
-    rows = np.array([[np.nan if value is None else value for value in row] for row in _rows(values)])
-    means = rows.mean(axis=1)
-    return float(means[0] if len(means) == 1 else means[0] / means[1])
-
-
-def _rows(values: list) -> list[list]:
-    return values if values and isinstance(values[0], list) else [values or [None]]
 
 
 def _outside(mean: float, interval: list[float | None]) -> bool:
