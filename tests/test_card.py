@@ -180,6 +180,9 @@ def test_rounding_is_what_two_records_of_the_same_runs_differ_by(tmp_path, capsy
     assert capsys.readouterr().out == "speed: {custom: 0.48}\n" and 0.47 < np.abs(ends).max() < 0.48
     assert compare.main(["--rounding", paths[0], paths[2]]) == 0
     assert capsys.readouterr().out == "speed: {custom: unknown}\n"
+    (tmp_path / "rows.json").write_text('{"rows": {}}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows.json is not a result written by save_results: KeyError\('name'\)"):
+        compare.main([paths[0], str(tmp_path / "rows.json")])
     one, other = (json.loads(Path(path).read_text(encoding="utf-8")) for path in paths[:2])
     with pytest.raises(ValueError, match="records must be of the same runs, got seeds"):
         compare.apart(one, {**other, "seeds": [9]})

@@ -368,15 +368,23 @@ def load_results(folder: str | Path | None = None) -> dict[str, dict[str, dict[s
 
 def _read_results(paths: Iterable[Path]) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(paths):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            name, preset = content["name"], content["preset"]
-            [Claim(**claim) for claim in content["claims"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a result written by save_results: {error!r}") from error
-        found.setdefault(name, {})[preset] = content
+    for content in map(read_result, sorted(paths)):
+        found.setdefault(content["name"], {})[content["preset"]] = content
     return found
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One file of results.
+
+    Raises:
+        ValueError: it is not what :func:`save_results` writes.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _ = content["name"], content["preset"], [Claim(**claim) for claim in content["claims"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a result written by save_results: {error!r}") from error
+    return content
 
 
 def _recorded() -> dict[str, dict[str, dict[str, Any]]]:

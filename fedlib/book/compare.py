@@ -10,7 +10,6 @@ same runs in two precisions.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedlib.book.bars import centre
+from fedlib.book.claims import read_result
 
 ROUNDED = 1e-5  # of a number: records have six digits
 
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("records", nargs=2, type=Path, metavar="RECORD.json")
     parser.add_argument("--rounding", action="store_true", help="print how far the ends of intervals lie apart")
     given = parser.parse_args(arguments)
-    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in given.records)
+    old, new = map(read_result, given.records)
     if given.rounding:
         print("\n".join(f"{id}: {{{old['preset']}: {_up(distance)}}}" for id, distance in apart(old, new).items()))
         return 0
