@@ -2,7 +2,8 @@
 
 A recording may be spread over days and lost machines: what is in the file is done. It lies in ``book/results/rows``,
 beside the claims that :func:`fedlib.book.claims.save_results` writes at the end, and holds what a page needs of a row:
-its rate, what it was chosen from, and the history of every run that is reported. Weights are not kept.
+its rate, what it was chosen from, and of every run that is reported the history and each client's accuracies. Weights
+are not kept.
 
     record = Record("02_layer_normalization", "cpu")
     found = fl.Plan(network, data, parts, ..., record=record).run(METHODS, "methods")
@@ -66,7 +67,9 @@ class Gone:
 
 def _run(kept: Mapping[str, Any]) -> Run:
     history = pd.DataFrame(kept["history"]).astype(float).astype({"round": int})
-    return Run(kept["config"], history, pd.DataFrame(), kept["diverged"], kept["seconds"], cast(Weights, Gone()))
+    clients = pd.DataFrame(kept.get("clients", [])).astype(float)  # records from before 2026-11-29 have none
+    clients.index = pd.Index(history["round"][: len(clients)], name="round")
+    return Run(kept["config"], history, clients, kept["diverged"], kept["seconds"], cast(Weights, Gone()))
 
 
 class Record:
@@ -143,6 +146,7 @@ class Record:
                     {
                         "config": {name: run.config[name] for name in _KEPT if name in run.config},
                         "history": run.history,
+                        "clients": run.clients.to_numpy().tolist(),
                         "diverged": run.diverged,
                         "seconds": run.seconds,
                     }
