@@ -433,6 +433,9 @@ def test_rows_are_compared_by_the_seeds_that_both_have():
     np.testing.assert_allclose(chapter.ahead(one, other, 5), [15, 20])
     np.testing.assert_allclose(chapter.ahead(one, other), [22.5, 30])  # levels: the mean of the last evaluations
     assert chapter.ahead(None, other) is None and chapter.ahead(one, None, 5) is None
+    for run, mean in zip([*one.runs, *other.runs], [0.1, 0.2, 0.3, 0.1, 0.1], strict=True):
+        run.history["client_accuracy"] = mean  # over clients, not pooled
+    np.testing.assert_allclose(chapter.ahead(one, other, column="client_accuracy"), [0, 20])
     with pytest.raises(ValueError, match=re.escape("'LN' and 'none' have no seed in common: [1] and [2]")):
         chapter.ahead(row("LN", [1], 50), row("none", [2], 50))
 
@@ -451,6 +454,44 @@ def test_curves_stop_at_a_round_and_say_where_nothing_was_run(monkeypatch):
     plt.close("all")
 
 
+def test_a_table_of_rows_says_rate_accuracy_and_seeds():
+    lines = chapter.lines({"LN": row("LN", [7, 8], 70, 80)}, 10)
+    assert lines == {"LN": {"rate": "0.1", "accuracy": "75.0 ± 7.1", "seeds": 2}}
+    assert chapter.lines({"LN": row("LN", [7], 70)}) == {"LN": {"rate": "0.1", "accuracy": "52.5", "seeds": 1}}
+    at_the_end = Row("LN", {}, 0.3, {0.1: 50.0, 0.3: 60.0}, row("LN", [7], 70).runs)
+    assert chapter.lines({"LN": at_the_end}, 5)["LN"] == {
+        "rate": "0.3 (end of the grid)", "accuracy": "35.0", "seeds": 1,
+    }  # fmt: skip
+
+
+def test_a_section_shows_its_rows_or_those_that_larger_presets_recorded(monkeypatch):
+    shown = []
+    monkeypatch.setattr(chapter, "display", shown.append)
+    here, there = chapter.lines({"LN": row("LN", [7], 70)}), {"cpu": {"tables": {"shift": {"LN": {"accuracy": "41"}}}}}
+    chapter.section("shift", here, there, "Mixed.")
+    chapter.section("shift", {}, there, "Mixed.")
+    chapter.section("labels", {}, there, "Mixed.")
+    first, second = (one.to_html() for one in shown[:2])
+    assert "52.5" in first and ">Mixed.<" in first and "41" in second and ">Mixed. Preset cpu.<" in second
+    assert shown[2].data == "*Not run here, and no larger preset has recorded it.*" and len(shown) == 3
+
+
+def test_a_claim_that_is_not_run_here_says_what_larger_presets_found(monkeypatch):
+    shown, there = [], {"id": "a", "measured": "-3.0 points", "verdict": "does not hold"}
+    monkeypatch.setattr(chapter, "display", lambda page: shown.append(page.data))
+    results = {size: {"claims": [{**there, "measured": size}]} for size in ("quick", "cpu", "colab")}
+    results["paper"] = {"claims": [{**there, "verdict": "not run"}]}
+    monkeypatch.setattr(chapter, "load_results", lambda: {"02_x": results})
+    told = "*Preset `{}`:* {}. <span"
+    chapter.Verdicts("02_x", "quick").judge("a", "A is above B.", "+3", "not run", "not run")
+    assert all(told.format(size, size) in shown[0] for size in ("cpu", "colab")) and shown[0].count("*Preset") == 2
+    assert "✗ does not hold</span>" in shown[0] and '<div class="claim not-run">' in shown[0]
+    chapter.Verdicts("02_x", "cpu").judge("a", "A is above B.", "+3", "not run", "not run")
+    chapter.Verdicts("02_x", "quick").judge("a", "A is above B.", "+3", "+2", "holds")
+    chapter.Verdicts("02_x", "quick").judge("b", "A is above B.", "+3", "not run", "not run")
+    assert shown[1].count("*Preset") == 1 and "*Preset" not in shown[2] + shown[3]
+
+
 def test_rows_that_were_recorded_are_found_by_preset(tmp_path, monkeypatch):
     monkeypatch.setattr(chapter, "book_folders", lambda name: [tmp_path])
     assert chapter.rows("02_x", "cpu") is None
@@ -466,12 +507,21 @@ def test_what_larger_presets_gave_is_shown_whole(tmp_path, monkeypatch):
     claim = {"id": "a", "statement": "LN helps.", "measured": "+2 points", "verdict": "holds"}
     result = {
         "config": {"data": "cifar10"},
-        "curves": {"methods: LN": [{"round": [5, 10], "accuracy": [0.2, 0.4]}]},
+        "curves": {
+            "methods: LN": [{"round": [5, 10], "accuracy": [0.2, 0.4]}],
+            "photographs: LN": [{"round": [5, 10], "client_accuracy": [0.3, 0.5]}],
+        },
         "tables": {"methods": {"LN": {"rate": "0.1", "accuracy": "40 %"}}},
         "claims": [claim, {**claim, "id": "b", "verdict": "not run"}],
     }
     chapter.draw_recorded({"cpu": result})
     assert not shown and plt.gca().get_title() == "cifar10, preset cpu"
+    chapter.draw_recorded({"cpu": result}, "photographs", "client_accuracy")
+    assert plt.gca().get_title() == "photographs, preset cpu"
+    np.testing.assert_allclose(plt.gca().lines[0].get_ydata(), [30, 50])
+    before = len(plt.get_fignums())
+    chapter.draw_recorded({"cpu": result}, "drawings")
+    assert len(plt.get_fignums()) == before
     chapter.list_recorded({"cpu": result})
     assert "0.1" in shown[0].to_html() and shown[1].data == "- *LN helps.* +2 points: **holds**"
     plt.close("all")

@@ -45,7 +45,7 @@ for statement in (
 from fedlib.book import run
 
 try:
-    run.main(["03_fedwon"])
+    run.main(["04_fednar"])
 except ValueError as error:
     found["run"] = str(error)
 print(json.dumps(found))

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import fedlib as fl
 from fedlib.book import plots
 
 matplotlib.use("agg")
@@ -113,3 +114,20 @@ def test_intervals_show_mean_and_ends_and_cut_off_what_reaches_too_far():
     np.testing.assert_allclose(lines[0], [2 - 2.4841, 2 + 2.4841], rtol=1e-4)  # t of 2 degrees of freedom / sqrt(3)
     assert list(lines[1]) == [2.0] and list(lines[2]) == [-10, 10] and list(lines[3]) == [4.0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["LN", "one seed"] and ax.yaxis_inverted()
+
+
+def test_domains_are_shown_a_strip_each_with_the_classes_in_order():
+    data = fl.data.load("digit_domains", train=40)
+    axes = plots.domains(data, each=1)
+    assert [ax.get_ylabel() for ax in axes] == list(data.domains)
+    strip = axes[2].images[0].get_array()
+    first = [((data.domain_train == 2) & (data.y_train == c)).nonzero()[0, 0] for c in range(10)]
+    assert strip.shape == (16, 160, 3) and (strip[:, 48:64] == data.x_train[first[3]].permute(1, 2, 0).numpy()).all()
+
+
+def test_shared_statistics_move_each_domain_by_what_they_are_off():
+    rng = np.random.default_rng(0)
+    values = {"dark": rng.normal(-1, 1, 4000), "bright": rng.normal(3, 2, 4000)}
+    left, right = plots.shared_statistics(values, mean=1.0, std=2.0).axes
+    np.testing.assert_allclose([bar.lines[0].get_ydata()[0] for bar in right.containers], [-1, 1], atol=0.1)
+    assert left.lines[0].get_xdata()[0] == 1.0 and len(left.patches) == 3

@@ -5,6 +5,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import fedlib as fl
@@ -49,6 +50,7 @@ def test_a_finished_row_is_found_in_a_new_process_and_not_run_again(data, ran, t
     np.testing.assert_allclose(again["plain"].rounds_to(20), found["plain"].rounds_to(20))
     assert again.table()["seeds"].tolist() == [2, 2]
     assert Record("02_x", "cpu", tmp_path).seconds == pytest.approx(found.seconds + again.seconds, rel=0.5)
+    assert again["plain"].runs[0].clients.shape == (4, 0)  # nobody has test images of his own
     assert again["LN"].runs[0].model() is not None
     with pytest.raises(ValueError, match="this run was recorded, and a record keeps no weights"):
         again["plain"].runs[0].model()
@@ -97,6 +99,19 @@ def test_what_decides_a_result_besides(data, ran, tmp_path, monkeypatch, what):
         monkeypatch.setattr(card, "COMPARABILITY", 99)
     of(12 if what == "closure" else 8, 1 if what == "test_parts" else 0)
     assert ran
+
+
+def test_what_clients_reach_is_kept(data, ran, tmp_path):
+    def test_parts(seed):
+        return fl.partition.iid(data.y_test, 5, seed=seed)
+
+    first, again = (
+        plan(data, Record("02_x", "cpu", tmp_path), lr=[0.1], test_parts=test_parts).run({"plain": {}})["plain"]
+        for _ in range(2)
+    )
+    assert len(ran) == 2 and again.runs[1].clients.shape == (4, 5)
+    pd.testing.assert_frame_equal(again.runs[1].clients, first.runs[1].clients, rtol=1e-5, check_index_type=False)
+    np.testing.assert_allclose(again.last("client_accuracy"), first.last("client_accuracy"), rtol=1e-5)
 
 
 def test_rows_that_say_the_same_are_both_kept_and_two_writers_keep_what_the_other_wrote(data, ran, tmp_path):

@@ -35,6 +35,7 @@ from fedlib.book.claims import (
     Claim,
     book_folders,
     load_results,
+    mean_std,
     measured,
     preset_values,
     provenance,
@@ -409,11 +410,12 @@ def recorded(chapter: str, results: str | Path | None = None) -> dict[str, dict]
     return {preset: there[preset] for preset in presets if preset in there}
 
 
-def ahead(row: Row | None, other: Row | None, t: int | None = None) -> np.ndarray | None:
+def ahead(row: Row | None, other: Row | None, t: int | None = None, column: str = "accuracy") -> np.ndarray | None:
     """Points that a row is ahead of another, one for each seed that both have; None where one of them was not run.
 
     Args:
         t: after this round; default the level at the end, the mean of the last five evaluations.
+        column: of the history, that is compared.
 
     Raises:
         ValueError: no seed in common.
@@ -424,7 +426,7 @@ def ahead(row: Row | None, other: Row | None, t: int | None = None) -> np.ndarra
     both = [seed for seed in seeds[0] if seed in seeds[1]]
     if not both:
         raise ValueError(f"rows {row.name!r} and {other.name!r} have no seed in common: {seeds[0]} and {seeds[1]}")
-    ours, theirs = (one.levels() if t is None else one.at(t) for one in (row, other))
+    ours, theirs = (one.levels(column) if t is None else one.at(t, column) for one in (row, other))
     return ours[[seeds[0].index(seed) for seed in both]] - theirs[[seeds[1].index(seed) for seed in both]]
 
 
@@ -437,8 +439,11 @@ def span(values: Any, unit: str = " points") -> str:
     return f"{float(np.mean(values)):+.1f}{unit}{ends}"
 
 
-def curves(rows: Mapping[str, Row | None], preset: str, t: int | None = None) -> Any:
+def curves(rows: Mapping[str, Row | None], preset: str, t: int | None = None, column: str = "accuracy") -> Any:
     """Test accuracy of rows over rounds, up to round t; says "not run" in the place of a figure without any.
+
+    Args:
+        column: of the history, that is shown.
 
     Returns:
         The axes; None without any rows.
@@ -451,22 +456,60 @@ def curves(rows: Mapping[str, Row | None], preset: str, t: int | None = None) ->
     }
     ax = plt.subplots()[1]
     ax.set_ylim(0, 100)  # first: labels stand where the lines end
-    return plots.curves(lines, scale=100, ylabel="test accuracy (%)", ax=ax)
+    return plots.curves(lines, y=column, scale=100, ylabel="test accuracy (%)", ax=ax)
 
 
-def draw_recorded(found: Mapping[str, dict]) -> None:
-    """Curves of the methods of every larger preset that was recorded.
+def lines(rows: Mapping[str, Row], t: int | None = None, column: str = "accuracy") -> dict[str, dict[str, Any]]:
+    """A line of a table for each row: its rate, its accuracy in per cent (mean ± standard deviation), how many seeds.
+
+    Args:
+        t: after this round; default the level at the end, the mean of the last five evaluations.
+        column: of the history.
+    """
+    return {
+        name: {
+            "rate": f"{row.lr:g}" + (" (end of the grid)" if row.bound else ""),
+            "accuracy": mean_std(row.levels(column) if t is None else row.at(t, column), unit=""),
+            "seeds": len(row.runs),
+        }
+        for name, row in rows.items()
+    }
+
+
+def section(name: str, here: Mapping[str, Mapping], there: Mapping[str, dict], caption: str) -> None:
+    """A table of a section's rows, or of those that larger presets have recorded of it, where this one does not run it.
+
+    Args:
+        name: of the table, in results that are recorded.
+        here: :func:`lines` of the rows of this run; empty where it has none.
+        there: what was recorded of the chapter, by preset (:func:`fedlib.book.claims.load_results`).
+        caption: of the table; of a recorded one the preset is added.
+    """
+    kept = {} if here else {preset: result["tables"].get(name) for preset, result in there.items()}
+    shown = {caption: here} if here else {f"{caption} Preset {preset}.": rows for preset, rows in kept.items() if rows}
+    for told, rows in shown.items():
+        display(table(pd.DataFrame.from_dict(rows, orient="index"), caption=told))
+    if not shown:
+        display(Markdown("*Not run here, and no larger preset has recorded it.*"))
+
+
+def draw_recorded(found: Mapping[str, dict], group: str = "methods", column: str = "accuracy") -> None:
+    """Curves of a group of rows of every larger preset that was recorded.
 
     Args:
         found: what :func:`recorded` returned.
+        group: of the curves, which are called ``"group: row"``.
+        column: of the history, that is shown.
     """
     for name, result in found.items():
-        of = {
-            key.removeprefix("methods: "): runs for key, runs in result["curves"].items() if key.startswith("methods: ")
+        runs_of = {
+            key.partition(": ")[2]: runs for key, runs in result["curves"].items() if key.startswith(f"{group}: ")
         }
-        lines = {label: [pd.DataFrame(one) for one in runs] for label, runs in of.items()}
-        ax = plots.curves(lines, scale=100, ylabel="test accuracy (%)")
-        ax.set_title(f"{result['config']['data']}, preset {name}")
+        if not runs_of:
+            continue
+        shown = {label: [pd.DataFrame(one) for one in runs] for label, runs in runs_of.items()}
+        ax = plots.curves(shown, y=column, scale=100, ylabel="test accuracy (%)")
+        ax.set_title(f"{result['config']['data'] if group == 'methods' else group}, preset {name}")
         plt.show()
 
 
@@ -549,6 +592,21 @@ def _reasons(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _badge(verdict: str) -> str:
+    return f'<span class="verdict {verdict.replace(" ", "-")}">{MARKS[verdict]} {verdict}</span>'
+
+
+def _folded(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a claim was judged by, folded away; nothing for one that is judged by conditions."""
+    if not parts:
+        return []
+    exact = all(part["exact"] for part in parts)
+    summary = "Value, bar, and why" if exact else "95 % intervals, bars, and why"
+    items = [*map(_spoken, parts), *_reasons(parts)]
+    listed = "\n".join(f"<li>{html.escape(item, quote=False)}</li>" for item in items)
+    return [f"<details><summary>{typeset(summary)}</summary>\n<ul>\n{listed}\n</ul>\n</details>"]
+
+
 @dataclass
 class Verdicts:
     """The claims of a chapter, in the order in which it judges them, and of which preset its runs are."""
@@ -572,16 +630,23 @@ class Verdicts:
         self.claims.append(one)
         here = typeset(one.measured) if isinstance(one.measured, str) else f"{one.measured:.4g}"
         kind = one.verdict.replace(" ", "-")
-        found = f'<span class="verdict {kind}">{MARKS[one.verdict]} {one.verdict}</span>'
-        paragraphs = [f"**Claim.** {typeset(one.statement)}", f"*Paper:* {typeset(one.paper)}. *Here:* {here}. {found}"]
-        if one.parts:
-            exact = all(part["exact"] for part in one.parts)
-            summary = "Value, bar, and why" if exact else "95 % intervals, bars, and why"
-            lines = [*map(_spoken, one.parts), *_reasons(one.parts)]
-            folded = "\n".join(f"<li>{html.escape(line, quote=False)}</li>" for line in lines)
-            paragraphs.append(f"<details><summary>{typeset(summary)}</summary>\n<ul>\n{folded}\n</ul>\n</details>")
+        paragraphs = [
+            f"**Claim.** {typeset(one.statement)}",
+            f"*Paper:* {typeset(one.paper)}. *Here:* {here}. {_badge(one.verdict)}",
+        ]
+        paragraphs += _folded(one.parts)
+        for size, result in self._recorded().items() if one.verdict == "not run" else ():
+            kept = next((kept for kept in result["claims"] if kept["id"] == one.id), {"verdict": "not run"})
+            if kept["verdict"] != "not run":
+                told = typeset(str(kept["measured"]))
+                paragraphs.append(f"*Preset `{size}`:* {told}. {_badge(kept['verdict'])}")
         body = "\n\n".join(paragraphs)
         display(Markdown(f'<div class="claim {kind}">\n\n{body}\n\n</div>'))
+
+    def _recorded(self) -> dict[str, dict]:
+        """What larger presets have given: shown where this one does not ask."""
+        there = load_results().get(self.chapter, {})
+        return {size: there[size] for size in PRESETS if size in there and size not in ("quick", self.preset)}
 
     def table(self) -> Styler:
         """All claims, paper beside ours, each verdict in its colour."""

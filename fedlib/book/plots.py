@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.font_manager import FontProperties
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
 from fedlib.book.bars import interval
+from fedlib.data import Data
 from fedlib.partition import counts
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ _STYLES = {
     ("silobn",): (PINK, "-."),
     ("fixbn",): (OLIVE, "-."),
     ("fedwon", "wsconv"): (BROWN, "-"),
+    ("no norm + agc",): (BLACK, "-."),
     ("standalone",): (GREY, "-"),
     ("fedyogi",): (OCHRE, "-."),
     ("fedadam",): (OCHRE, ":"),
@@ -393,3 +396,53 @@ def partition(
         names = list(classes) if classes is not None else [str(c) for c in range(num_classes)]
         ax.set_yticks(range(num_classes), names)
     return ax
+
+
+def domains(data: Data, each: int = 2):
+    """Training images of every class in every domain, a strip for each domain.
+
+    Args:
+        data: with domains.
+        each: images of a class.
+
+    Returns:
+        The axes, one a domain.
+    """
+    _, axes = plt.subplots(len(data.domains), 1, figsize=(6.4, 0.1 + 0.4 * len(data.domains)))
+    for d, (ax, domain) in enumerate(zip(np.atleast_1d(axes), data.domains, strict=True)):
+        here = [torch.nonzero((data.domain_train == d) & (data.y_train == c)) for c in range(data.num_classes)]
+        some = torch.cat([of_class[:each, 0] for of_class in here])
+        ax.imshow(torch.cat([data.x_train[i].permute(1, 2, 0) for i in some], dim=1).numpy())
+        ax.set_ylabel(domain, rotation=0, ha="right", va="center")
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        ax.grid(False)
+    return axes
+
+
+def shared_statistics(values: Mapping[str, Any], mean: float, std: float):
+    """One channel as it enters a batch norm on each domain, and what an averaged mean and deviation make of it.
+
+    Args:
+        values: domain to the values of the channel, in one dimension.
+        mean, std: the averaged statistics.
+
+    Returns:
+        The figure: the values with the averaged statistics over them; each domain's mean ± deviation once normalised.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.4), width_ratios=(1.5, 1))
+    edges = np.linspace(*np.percentile(np.concatenate([*values.values()]), (0.5, 99.5)), 60)
+    for at, (domain, shade) in enumerate(zip(values, _OTHERS, strict=False)):
+        of_domain = np.asarray(values[domain])
+        left.hist(of_domain, edges, density=True, histtype="step", color=shade, label=domain, linewidth=1.6)
+        normalised = (of_domain - mean) / std
+        right.errorbar(at, normalised.mean(), normalised.std(), fmt="o", color=shade, linewidth=2, capsize=4)
+    left.axvspan(mean - std, mean + std, color=GREY, alpha=0.2, linewidth=0)
+    left.axvline(mean, color=INK, linewidth=1.4)
+    left.set(yticks=[], xlabel="value of the channel", title="as it arrives")
+    right.axhspan(-1, 1, color=GREY, alpha=0.2, linewidth=0)
+    right.axhline(0, color=INK, linewidth=1.4)
+    right.set(xticks=[], title="normalised", ylabel="mean ± deviation")
+    right.grid(axis="x", visible=False)
+    fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(values))
+    return fig
