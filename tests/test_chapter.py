@@ -468,6 +468,7 @@ def test_a_section_shows_its_rows_or_those_that_larger_presets_recorded(monkeypa
     shown = []
     monkeypatch.setattr(chapter, "display", shown.append)
     here, there = chapter.lines({"LN": row("LN", [7], 70)}), {"cpu": {"tables": {"shift": {"LN": {"accuracy": "41"}}}}}
+    there["custom"] = there["quick"] = {"tables": {"labels": {"LN": {"accuracy": "99"}}}}  # nobody's record
     chapter.section("shift", here, there, "Mixed.")
     chapter.section("shift", {}, there, "Mixed.")
     chapter.section("labels", {}, there, "Mixed.")

@@ -485,8 +485,8 @@ def section(name: str, here: Mapping[str, Mapping], there: Mapping[str, dict], c
         there: what was recorded of the chapter, by preset (:func:`fedlib.book.claims.load_results`).
         caption: of the table; of a recorded one the preset is added.
     """
-    kept = {} if here else {preset: result["tables"].get(name) for preset, result in there.items()}
-    shown = {caption: here} if here else {f"{caption} Preset {preset}.": rows for preset, rows in kept.items() if rows}
+    kept = {size: there[size]["tables"].get(name) for size in PRESETS if size in there and size != "quick"}
+    shown = {caption: here} if here else {f"{caption} Preset {size}.": rows for size, rows in kept.items() if rows}
     for told, rows in shown.items():
         display(table(pd.DataFrame.from_dict(rows, orient="index"), caption=told))
     if not shown:
