@@ -443,6 +443,11 @@ def test_rows_are_compared_by_the_seeds_that_both_have():
 def test_differences_are_spoken_with_their_interval():
     assert chapter.span([1.0, 2.0, 3.0]) == "+2.0 points [-0.5, 4.5]"
     assert chapter.span([-1.5], "") == "-1.5" and chapter.span(None) == "not run"
+    assert (
+        chapter.span([1.0, None, 2.0])
+        == chapter.span(np.array([1, np.nan, 2]))
+        == ("not known, since 1 of 3 runs diverged")
+    )
 
 
 def test_curves_stop_at_a_round_and_say_where_nothing_was_run(monkeypatch):

@@ -431,9 +431,15 @@ def ahead(row: Row | None, other: Row | None, t: int | None = None, column: str 
 
 
 def span(values: Any, unit: str = " points") -> str:
-    """The mean of differences with its 95 % interval, in words: ``"+16.9 points [10.3, 24.0]"``; "not run" for None."""
+    """The mean of differences with its 95 % interval, in words: ``"+16.9 points [10.3, 24.0]"``.
+
+    "not run" for None; where a run diverged, that.
+    """
     if values is None:
         return "not run"
+    values = np.asarray(values, dtype=float)  # None in a record stands for a run that diverged
+    if np.isnan(values).any():
+        return f"not known, since {int(np.isnan(values).sum())} of {len(values)} runs diverged"
     low, high = interval(values)
     ends = f" [{low:.1f}, {high:.1f}]" if len(values) > 1 else ""
     return f"{float(np.mean(values)):+.1f}{unit}{ends}"
