@@ -49,6 +49,8 @@ _STYLES = {
     ("silobn",): (PINK, "-."),
     ("fixbn",): (OLIVE, "-."),
     ("fedwon", "wsconv"): (BROWN, "-"),
+    ("fedwon without agc",): (BROWN, "-."),
+    ("fedavg + gn + agc",): (GREEN, "-."),
     ("no norm + agc",): (BLACK, "-."),
     ("standalone",): (GREY, "-"),
     ("fedyogi",): (OCHRE, "-."),
