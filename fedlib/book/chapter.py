@@ -494,7 +494,7 @@ def section(name: str, here: Mapping[str, Mapping], there: Mapping[str, dict], c
     kept = {size: there[size]["tables"].get(name) for size in PRESETS if size in there and size != "quick"}
     shown = {caption: here} if here else {f"{caption} Preset {size}.": rows for size, rows in kept.items() if rows}
     for told, rows in shown.items():
-        display(table(pd.DataFrame.from_dict(rows, orient="index"), caption=told))
+        display(table(pd.DataFrame.from_dict(dict(rows), orient="index"), caption=told))
     if not shown:
         display(Markdown("*Not run here, and no larger preset has recorded it.*"))
 

@@ -433,7 +433,8 @@ def shared_statistics(values: Mapping[str, Any], mean: float, std: float):
         The figure: the values with the averaged statistics over them; each domain's mean ± deviation once normalised.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.4), width_ratios=(1.5, 1))
-    edges = np.linspace(*np.percentile(np.concatenate([*values.values()]), (0.5, 99.5)), 60)
+    low, high = np.percentile(np.concatenate([*values.values()]), (0.5, 99.5))
+    edges = np.linspace(low, high, 60)
     for at, (domain, shade) in enumerate(zip(values, _OTHERS, strict=False)):
         of_domain = np.asarray(values[domain])
         left.hist(of_domain, edges, density=True, histtype="step", color=shade, label=domain, linewidth=1.6)
