@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -103,7 +104,7 @@ def _part(id: str, given: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]
     # an identity holds to rounding or it does not: there is nothing to argue about
     argued = not bar.exact and any(not line["why"] for line in lines)
     return {
-        "id": id.replace("/", "-").replace(" ", "-").replace(",", ""),
+        "id": re.sub(r"\W+", "-", id),  # "+" is no part of a name to a style sheet
         "name": id.partition("/")[2],
         "bar": bar,
         "lines": lines,
