@@ -45,19 +45,19 @@ COLAB = [
 # ---- presets made small: whatever says how long and how large, never what there is to do
 
 LEAST = {  # a parameter's name, or its last word, or a key in one: at most this
-    **{"rounds": 2, "epochs": 2, "steps": 2, "every": 1, "seeds": 1, "train": 40, "test": 20},
+    **{"rounds": 2, "epochs": 2, "steps": 2, "every": 1, "seeds": 1, "train": 60, "test": 20},
     "phase_rounds": 1,  # of each block
     **{"test_images": 60, "na_test_images": 60},  # there are no more
     **{"images": 150, "validation_images": 50},  # of the 200 that there are
     **{"early": 2},  # rounds
     **{"batch_size": 8, "memory_batch": 2, "clients_per_round": 2},
-    **{"clients": 20, "size": 64, "width": 24, "hidden": 8, "out": 8, "batch": 32},
+    **{"clients": 20, "size": 64, "width": 24, "hidden": 16, "out": 8, "batch": 32},
 }
 AS_IT_IS = {  # what is a choice in spite of such a name
     "rl_width",  # the end of its grid of group sizes
     *("na_size", "vit_size", "fed_size"),  # of groups of features
 }
-NARROW = {"width": 8, "hidden": 8, "feedforward": 16}  # of networks that are built by name
+NARROW = {"width": 8, "hidden": 16, "feedforward": 16}  # two features for each of eight groups; of networks that are built by name
 
 
 def small(values):
@@ -141,7 +141,7 @@ def make_small(name, root):
         (root / name).mkdir()
         for domain in domains.DIGITS_FIVE:
             real = None if domain in absent else data.read_npz(here / name / f"{domain}.npz")
-            np.savez(root / name / f"{domain}.npz", **arrays_of(real, side=28, train=100, test=30))
+            np.savez(root / name / f"{domain}.npz", **arrays_of(real, side=28, train=200, test=30))
     elif name == "office_caltech_10":
         for domain in domains.DOMAIN_SETS[name].domains:
             for c in range(10):
