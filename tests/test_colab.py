@@ -57,7 +57,7 @@ AS_IT_IS = {  # what is a choice in spite of such a name
     "rl_width",  # the end of its grid of group sizes
     *("na_size", "vit_size", "fed_size"),  # of groups of features
 }
-NARROW = {"width": 8, "hidden": 16, "feedforward": 16}  # two features for each of eight groups; of networks that are built by name
+NARROW = {"width": 8, "hidden": 16, "feedforward": 16}  # of networks that are built by name; eight groups need 16
 
 
 def small(values):
