@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -398,7 +399,7 @@ def recorded(chapter: str, results: str | Path | None = None) -> dict[str, dict]
             Markdown("*What the larger presets gave is in the repository's folder `book/results`, which is not here.*")
         )
         return {}
-    there = load_results(results).get(chapter, {})
+    there = _larger(load_results(results).get(chapter, {}))
     presets = [preset for preset in PRESETS if preset != "quick"]
     display(
         Markdown(
@@ -407,15 +408,34 @@ def recorded(chapter: str, results: str | Path | None = None) -> dict[str, dict]
             )
         )
     )
-    return {preset: there[preset] for preset in presets if preset in there}
+    return there
+
+
+def _larger(results: Mapping[str, dict]) -> dict[str, dict]:
+    """Those of a chapter's results that larger presets than *quick* gave, from small to large."""
+    return {preset: results[preset] for preset in PRESETS if preset in results and preset != "quick"}
+
+
+def accuracies(row: Row, t: int | None = None, column: str = "accuracy") -> np.ndarray:
+    """(seeds,), per cent.
+
+    Args:
+        t: after this round; default the level at the end, the mean of the last five evaluations.
+        column: of the history.
+    """
+    return row.levels(column) if t is None else row.at(t, column)
+
+
+def rate_of(row: Row) -> str:
+    """A row's rate, and whether a better one may lie beyond those that were tried."""
+    return f"{row.lr:g}" + (" (end of the grid)" if row.bound else "")
 
 
 def ahead(row: Row | None, other: Row | None, t: int | None = None, column: str = "accuracy") -> np.ndarray | None:
     """Points that a row is ahead of another, one for each seed that both have; None where one of them was not run.
 
     Args:
-        t: after this round; default the level at the end, the mean of the last five evaluations.
-        column: of the history, that is compared.
+        t, column: as for :func:`accuracies`.
 
     Raises:
         ValueError: no seed in common.
@@ -426,7 +446,7 @@ def ahead(row: Row | None, other: Row | None, t: int | None = None, column: str 
     both = [seed for seed in seeds[0] if seed in seeds[1]]
     if not both:
         raise ValueError(f"rows {row.name!r} and {other.name!r} have no seed in common: {seeds[0]} and {seeds[1]}")
-    ours, theirs = (one.levels(column) if t is None else one.at(t, column) for one in (row, other))
+    ours, theirs = (accuracies(one, t, column) for one in (row, other))
     return ours[[seeds[0].index(seed) for seed in both]] - theirs[[seeds[1].index(seed) for seed in both]]
 
 
@@ -469,15 +489,10 @@ def lines(rows: Mapping[str, Row], t: int | None = None, column: str = "accuracy
     """A line of a table for each row: its rate, its accuracy in per cent (mean ± standard deviation), how many seeds.
 
     Args:
-        t: after this round; default the level at the end, the mean of the last five evaluations.
-        column: of the history.
+        t, column: as for :func:`accuracies`.
     """
     return {
-        name: {
-            "rate": f"{row.lr:g}" + (" (end of the grid)" if row.bound else ""),
-            "accuracy": mean_std(row.levels(column) if t is None else row.at(t, column), unit=""),
-            "seeds": len(row.runs),
-        }
+        name: {"rate": rate_of(row), "accuracy": mean_std(accuracies(row, t, column), unit=""), "seeds": len(row.runs)}
         for name, row in rows.items()
     }
 
@@ -488,10 +503,10 @@ def section(name: str, here: Mapping[str, Mapping], there: Mapping[str, dict], c
     Args:
         name: of the table, in results that are recorded.
         here: :func:`lines` of the rows of this run; empty where it has none.
-        there: what was recorded of the chapter, by preset (:func:`fedlib.book.claims.load_results`).
+        there: what was recorded of the chapter, by preset (:func:`recorded`).
         caption: of the table; of a recorded one the preset is added.
     """
-    kept = {size: there[size]["tables"].get(name) for size in PRESETS if size in there and size != "quick"}
+    kept = {size: result["tables"].get(name) for size, result in _larger(there).items()}
     shown = {caption: here} if here else {f"{caption} Preset {size}.": rows for size, rows in kept.items() if rows}
     for told, rows in shown.items():
         display(table(pd.DataFrame.from_dict(dict(rows), orient="index"), caption=told))
@@ -641,7 +656,7 @@ class Verdicts:
             f"*Paper:* {typeset(one.paper)}. *Here:* {here}. {_badge(one.verdict)}",
         ]
         paragraphs += _folded(one.parts)
-        for size, result in self._recorded().items() if one.verdict == "not run" else ():
+        for size, result in self._elsewhere.items() if one.verdict == "not run" else ():
             kept = next((kept for kept in result["claims"] if kept["id"] == one.id), {"verdict": "not run"})
             if kept["verdict"] != "not run":
                 told = typeset(str(kept["measured"]))
@@ -649,10 +664,11 @@ class Verdicts:
         body = "\n\n".join(paragraphs)
         display(Markdown(f'<div class="claim {kind}">\n\n{body}\n\n</div>'))
 
-    def _recorded(self) -> dict[str, dict]:
-        """What larger presets have given: shown where this one does not ask."""
-        there = load_results().get(self.chapter, {})
-        return {size: there[size] for size in PRESETS if size in there and size not in ("quick", self.preset)}
+    @cached_property
+    def _elsewhere(self) -> dict[str, dict]:
+        """What other presets, larger than *quick*, have given: shown where this one does not ask."""
+        there = _larger(load_results().get(self.chapter, {}))
+        return {size: result for size, result in there.items() if size != self.preset}
 
     def table(self) -> Styler:
         """All claims, paper beside ours, each verdict in its colour."""
