@@ -232,16 +232,6 @@ def turn(of):
         return datetime.date.today().toordinal() % of
 
 
-# Open: resumed, chapter 3 gives the same results but writes more checkpoints than it had (seen 2026-11-29, cpu preset).
-RESUMING = pytest.mark.xfail(reason="chapter 3, resumed, names some checkpoints anew", strict=False)
-
-
-def marks_of(i, file):
-    """One preset is tried in every run."""
-    marks = [] if i == turn(len(PRESETS)) else [pytest.mark.slow]
-    return [*marks, RESUMING] if file.name.startswith("03_") else marks
-
-
 @functools.cache
 def read(file):
     return yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -283,7 +273,9 @@ def test_a_preset_is_made_small_in_length_and_size_only():
 
 
 @pytest.mark.parametrize(
-    "file", [pytest.param(file, marks=marks_of(i, file)) for i, file in enumerate(PRESETS)], ids=map(named, PRESETS)
+    "file",
+    [pytest.param(file, marks=() if i == turn(len(PRESETS)) else pytest.mark.slow) for i, file in enumerate(PRESETS)],
+    ids=map(named, PRESETS),
 )
 def test_preset_runs_as_on_colab_and_continues_where_it_stopped(file, colab, tmp_path, monkeypatch):
     import papermill
