@@ -31,7 +31,17 @@ from fedlib.tuning import next_rate
 
 LAST = 5  # evaluations, whose mean is the level that a run has reached: the last one alone is partly luck
 FIRST = 3  # rounds, by which a record is replayed
-OWN = ("data", "parts", "rounds", "lr", "seed", "tune_seed", "tune_rounds", "widen")  # what a row may say of the plan
+OWN = (
+    "data",
+    "parts",
+    "rounds",
+    "lr",
+    "seed",
+    "tune_seed",
+    "tune_rounds",
+    "widen",
+    "by",
+)  # what a row may say of the plan
 _SPLITS = ("test_parts", "val_parts")
 _ELSEWHERE = ("device", "engine", "chunk", "wave", "workers", "checkpoint_minutes")  # change no number beyond rounding
 _SIMULATION = {*inspect.signature(Simulation).parameters, "evaluate_every", "checkpoint_minutes"}
@@ -205,6 +215,7 @@ class Plan:
         tune_seed: of the runs that a rate is chosen by; none of ``seed``.
         tune_rounds: their length; default ``rounds``.
         widen: how many rates to add, one by one, while the best one is at an end of those tried.
+        by: the column of the history that rates are chosen by: one that ``measure`` adds, of a method without labels.
         options: the other arguments of :func:`fedlib.simulate.sweep` (``local_steps``, ``batch_size``, ...).
         checkpoint: ``(*words, **settings) -> path or None``, the checkpoint of a sweep; see
             :func:`fedlib.book.chapter.checkpoint_names`.
@@ -221,6 +232,7 @@ class Plan:
     tune_seed: Sequence[int] = (0,)
     tune_rounds: int | None = None
     widen: int = 0
+    by: str = "validation"
     options: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Callable[..., Path | None] | None = None
     record: Recording | None = None
@@ -238,6 +250,7 @@ class Plan:
         tune_seed: Sequence[int] = (0,),
         tune_rounds: int | None = None,
         widen: int = 0,
+        by: str = "validation",
         checkpoint: Callable[..., Path | None] | None = None,
         record: Recording | None = None,
         **options: Any,
@@ -247,8 +260,8 @@ class Plan:
                 raise ValueError(f"{name} must be a list of values, got {given!r}")
         values = {
             "model": model, "data": data, "parts": parts, "rounds": rounds, "lr": [*lr], "seed": [*seed],
-            "tune_seed": [*tune_seed], "tune_rounds": tune_rounds, "widen": widen, "checkpoint": checkpoint,
-            "record": record, "options": options, "known": {},
+            "tune_seed": [*tune_seed], "tune_rounds": tune_rounds, "widen": widen, "by": by,
+            "checkpoint": checkpoint, "record": record, "options": options, "known": {},
         }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -272,7 +285,9 @@ class Plan:
             both = sorted({*self.seed} & {*self.tune_seed})
             if both:
                 raise ValueError(f"tune_seed must hold none of the seeds that are reported, both have {both}")
-            if self.data.x_val is None:
+            if self.by in ("accuracy", "client_accuracy"):
+                raise ValueError(f"by must be a column that no test image has a part in, got {self.by!r}")
+            if self.by == "validation" and self.data.x_val is None:
                 raise ValueError(
                     f"a rate is chosen by validation images, and {self.data.name!r} has none; see fl.data.hold_out"
                 )
@@ -373,17 +388,16 @@ def _check_rows(rows: object) -> None:
             raise ValueError(f"row {name!r} must be a dict of what differs, {{}} where nothing does, got {differs!r}")
 
 
-def _validations(tried: Mapping[float, Sequence[Run]]) -> dict[float, list[Sequence[float]]]:
+def _validations(tried: Mapping[float, Sequence[Run]], by: str) -> dict[float, list[Sequence[float]]]:
     """What a choice may look at: rate -> the validation accuracies of each of its runs."""
     return {
-        lr: [() if run.diverged is not None else run.history["validation"].tolist() for run in runs]
-        for lr, runs in tried.items()
+        lr: [() if run.diverged is not None else run.history[by].tolist() for run in runs] for lr, runs in tried.items()
     }
 
 
-def _scores(tried: Mapping[float, Sequence[Run]]) -> dict[float, float]:
+def _scores(tried: Mapping[float, Sequence[Run]], by: str) -> dict[float, float]:
     """rate -> mean validation level of its runs."""
-    return {lr: float(np.mean([level(run) for run in runs])) for lr, runs in _validations(tried).items()}
+    return {lr: float(np.mean([level(run) for run in runs])) for lr, runs in _validations(tried, by).items()}
 
 
 def _digest(splits: Sequence[Any]) -> str | None:
@@ -447,7 +461,8 @@ class _Entry:
         """Equal for rows that are trained alike."""
         plan = self.plan
         lists = (tuple(plan.lr), tuple(plan.seed), tuple(plan.tune_seed) if plan.chooses else ())
-        return self.identity, *lists, plan.rounds, self.tune_rounds if plan.chooses else 0, plan.widen
+        choice = (self.tune_rounds, plan.by) if plan.chooses else ()
+        return self.identity, *lists, plan.rounds, *choice, plan.widen
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -465,6 +480,7 @@ class _Entry:
             "lr": plan.lr, "seed": plan.seed, "rounds": plan.rounds, "widen": plan.widen if plan.chooses else 0,
             "tuning": [plan.tune_seed, self.tune_rounds] if plan.chooses else None,
             "options": fingerprint.of_functions(plain, by_name=True),
+            **({"by": plan.by} if plan.chooses and plan.by != "validation" else {}),
         }  # fmt: skip
 
     def key(self, lr: float, seed: int, rounds: int) -> tuple:
@@ -478,10 +494,10 @@ class _Entry:
             tried |= self._runs(known, rates, plan.tune_seed, self.tune_rounds)
             wider, added = self._wider(tried), added + 1
             rates = [] if wider is None or added > plan.widen else [wider]
-        best = choose(_validations(tried)) if tried else plan.lr[0]
+        best = choose(_validations(tried, plan.by)) if tried else plan.lr[0]
         runs = self._runs(known, [best], plan.seed, plan.rounds)[best]
         first = [] if plan.record is None else self.first(best)
-        return Row(self.name, {}, best, dict(sorted(_scores(tried).items())), runs, tried, first)
+        return Row(self.name, {}, best, dict(sorted(_scores(tried, plan.by).items())), runs, tried, first)
 
     def first(self, lr: float) -> list[float]:
         """Where the first seed stands after three rounds."""
@@ -494,14 +510,15 @@ class _Entry:
         Raises:
             ValueError: a method without labels, of which there is nothing to choose by.
         """
-        if not any(np.isfinite(run.history["validation"]).all() for runs in tried.values() for run in runs):
+        by = self.plan.by
+        if not any(np.isfinite(run.history[by]).all() for runs in tried.values() for run in runs):
             if all(run.diverged is None for runs in tried.values() for run in runs):
                 raise ValueError(
-                    f"row {self.name!r}: {self.algorithm.name!r} has no validation accuracy to choose a rate by; "
+                    f"row {self.name!r}: {self.algorithm.name!r} has no {by} accuracy to choose a rate by; "
                     "give it one rate"
                 )
-        best = choose(_validations(tried))
-        if _alike(_scores(tried)) or best not in (min(tried), max(tried)):
+        best = choose(_validations(tried, by))
+        if _alike(_scores(tried, by)) or best not in (min(tried), max(tried)):
             return None
         return next_rate(best, -1 if best == min(tried) else 1)
 

@@ -44,6 +44,7 @@ ENGINES = ("auto", "clients", "stacked")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
 CHUNK = 32  # rows stacked together on a CPU; the same for any number of workers, which then cannot change a bit
 DENSE_CHUNK = 64  # of networks without convolutions, whose rows are small
+_COLUMNS = ("round", "loss", "validation", "accuracy", "client_accuracy", "bytes_down", "bytes_up")  # of every history
 Split = Sequence[Tensor] | Callable[[int], Sequence[Tensor]]  # who holds what; the same for all seeds or not
 SHARE = 16  # rows of a wave take this part of free memory at most: training needs several copies, and activations
 
@@ -57,8 +58,8 @@ class Run:
         history: one line per evaluated round: ``round``, ``loss`` (mean over the local steps of that round's clients),
             ``validation`` (pooled accuracy on the validation images; NaN without any), ``accuracy`` (pooled, on the
             whole test set), ``client_accuracy`` (mean over clients of each one's accuracy on its own test images; NaN
-            without ``test_parts``), ``bytes_down`` and ``bytes_up`` (of that round, all clients together). Accuracies
-            lie in [0, 1]. Choices are made by ``validation``.
+            without ``test_parts``), ``bytes_down`` and ``bytes_up`` (of that round, all clients together), and whatever
+            ``measure`` gave. Accuracies lie in [0, 1]. Choices are made by ``validation``.
         clients: DataFrame of each client's accuracy on its own test images, in [0, 1]: one line per evaluated round
             (index ``round``), one column per client (0, 1, ...). Without ``test_parts`` there are no columns, unless
             parts of the network stay on the clients: then each client's network meets the whole test set.
@@ -273,6 +274,8 @@ class Simulation:
         workers: CPU threads; the number of cores when left out. More of them than cores are accepted with a warning.
         precision: ``"float32"``, ``"tf32"`` (on a GPU only), ``"bf16"`` (autocast: matrix products and convolutions in
             bfloat16, weights and their sums in float32) or ``"float64"``.
+        measure: ``(network) -> {name: number}``, asked at every evaluation of a copy of the global network, in
+            evaluation mode and on ``device``. Each name is a column of the history.
 
     Attributes:
         t: rounds done.
@@ -311,6 +314,7 @@ class Simulation:
         wave: int | None = None,
         workers: int | None = None,
         precision: str = "float32",
+        measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
     ):
         self.algorithm = fedavg() if algorithm is None else algorithm
         _check_kinds(model, data, self.algorithm)
@@ -372,6 +376,13 @@ class Simulation:
             "wave": -(-K // waves),
         }
         self._make_sides(networks, data)
+        self.measure = measure
+        if measure is not None and not callable(measure):
+            raise ValueError(f"measure must be a function of the network, got {measure!r}")
+        if measure is not None and self.clients.personal:
+            raise ValueError(
+                f"measure is asked of one network for all, but with {self.algorithm.name} parts stay on the clients"
+            )
         self.history: list[list[dict]] = [[] for _ in self.settings]
         self.diverged: list[str | None] = [None] * len(self.settings)
         self.losses = dict.fromkeys(range(len(self.settings)), math.nan)
@@ -563,7 +574,25 @@ class Simulation:
                 self.history[s].append({
                     "round": self.t, "loss": self.losses[s], "validation": valid, "accuracy": pooled,
                     "client_accuracy": mean, "bytes_down": down, "bytes_up": up, "clients": by_client,
+                    **self._measured(net, s, w[s]),
                 })  # fmt: skip
+
+    def _measured(self, net: nn.Module, s: int, w: Tensor) -> dict[str, float]:
+        """What ``measure`` says of the network of run ``s``.
+
+        Raises:
+            ValueError: it gives no numbers by name, or a name that is a column already.
+        """
+        if self.measure is None:
+            return {}
+        self.layout.bind(net, w, self.server.buffers[s])
+        found = self.measure(copy.deepcopy(net))
+        if not isinstance(found, Mapping) or not all(checks.is_number(value) for value in found.values()):
+            raise ValueError(f"measure must give a dict of names to numbers, got {found!r}")
+        taken = {*_COLUMNS, "clients"} & {*found}
+        if taken:
+            raise ValueError(f"measure must give names that are no columns of the history already, got {sorted(taken)}")
+        return {str(name): float(value) for name, value in found.items()}
 
     @property
     def stage(self) -> Stage:
@@ -614,7 +643,8 @@ class Simulation:
 
     def runs(self) -> list[Run]:
         """The runs as they stand."""
-        columns = ["round", "loss", "validation", "accuracy", "client_accuracy", "bytes_down", "bytes_up"]
+        columns = dict.fromkeys([*_COLUMNS, *(name for lines in self.history for line in lines for name in line)])
+        columns = [name for name in columns if name != "clients"]
         # Only what a model needs: a Run that is kept must not keep the data and every client's row with it.
         stage, server, clients = self.stage, self.server, self.clients
         net = stage(copy.deepcopy(self.net)).cpu()
@@ -687,6 +717,7 @@ class Simulation:
         same |= {"data": f"{self.given.name} {fingerprint.of_data(self.given)}", "runs": self.settings}
         same |= {"functions": fingerprint.of_functions(self.algorithm), "network": shapes}
         same |= {"numbers of the network": fingerprint.of_numbers(self.net)}
+        same |= {} if self.measure is None else {"measure": fingerprint.of_functions(self.measure)}
         made = {name: self.config[name] for name in elsewhere} | {"torch": str(torch.__version__)}
         return checkpoints.Identity(same, {"start": self.start, **self._alike}, made)
 

@@ -258,6 +258,18 @@ def test_a_method_without_labels_chooses_nothing_silently(data, here):
     assert len(plan(data, lr=[0.1]).run({"a": {"algorithm": fl.algorithms.simclr()}})["a"].runs) == 2
 
 
+def test_a_method_without_labels_chooses_by_what_is_measured(data, here):
+    def length(net):
+        return {"short": -float(sum(p.square().sum() for p in net.parameters()).detach())}
+
+    found = plan(data, by="short", measure=length).run({"a": {"algorithm": fl.algorithms.simclr()}})
+    tried = found["a"].tried
+    assert len(tried) > 1 and found["a"].lr == max(tried, key=tried.get) and min(tried.values()) < 0
+    for column in ("accuracy", "client_accuracy"):
+        with pytest.raises(ValueError, match=f"by must be a column that no test image has a part in, got '{column}'"):
+            plan(data, by=column)
+
+
 def test_a_run_that_diverged_has_no_number_after_that_whoever_else_was_run():
     lost = Run({"seed": 1, "evaluate_every": 1}, history([0.1, 0.4]), pd.DataFrame(), "diverged", 1.0, None)
     whole = Run({"seed": 2, "evaluate_every": 1}, history([0.1, 0.4, 0.6]), pd.DataFrame(), None, 1.0, None)

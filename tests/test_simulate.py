@@ -692,3 +692,68 @@ def test_a_network_that_cannot_be_asked_is_told_of_before_the_first_round(data, 
     ):
         sweep(data, parts, method, engine="clients", checkpoint=tmp_path / "run.pt")
     assert rounds == [2, 4] and len(sweep(data, parts, method, engine="clients")[0].history) == 4
+
+
+# --- measure ---
+
+
+def norm_of(net):
+    assert not net.training
+    return {"norm": float(nn.utils.parameters_to_vector(net.parameters()).norm().detach())}
+
+
+@pytest.mark.parametrize("engine", ["clients", "stacked"])
+def test_what_is_measured_of_a_network_is_a_column(engine):
+    data = fl.data.load("digits")
+    parts = fl.partition.iid(data.y_train, 4)
+
+    def spoilt(net):
+        found = norm_of(net)
+        with torch.no_grad():
+            for p in net.parameters():  # it is a copy: training goes on with the weights as they were
+                p.zero_()
+        return found
+
+    options = {"rounds": 4, "evaluate_every": 2, "lr": [0.1], "seed": [0, 1], "local_steps": 2, "progress": False}
+    runs, plain = (
+        fl.sweep(lambda: fl.models.mlp(data.shape, 10), data, parts, engine=engine, measure=measure, **options)
+        for measure in (spoilt, None)
+    )
+    for run, without in zip(runs, plain, strict=True):
+        assert [*run.history.columns] == [*without.history.columns, "norm"]
+        assert run.history.drop(columns="norm").equals(without.history)
+        assert run.history["norm"].iloc[-1] == pytest.approx(norm_of(run.model())["norm"])
+        assert run.history["norm"].nunique() == 2
+
+
+def test_what_is_measured_decides_whether_a_checkpoint_goes_on(tmp_path):
+    data = fl.data.load("digits")
+    parts = fl.partition.iid(data.y_train, 4)
+    options = {"lr": 0.1, "local_steps": 1, "progress": False, "checkpoint": tmp_path / "here.pt"}
+    fl.run(lambda: fl.models.mlp(data.shape, 10), data, parts, rounds=1, measure=norm_of, **options)
+    run = fl.run(lambda: fl.models.mlp(data.shape, 10), data, parts, rounds=2, measure=norm_of, **options)
+    assert run.history["norm"].notna().all() and len(run.history) == 2
+    with pytest.raises(ValueError, match="belongs to another configuration"):
+        fl.run(
+            lambda: fl.models.mlp(data.shape, 10), data, parts, rounds=3, measure=lambda net: {"norm": 0.0}, **options
+        )
+
+
+@pytest.mark.parametrize(
+    "measure, method, norm, message",
+    [
+        (lambda net: {"accuracy": 1.0}, "fedavg", "none", r"no columns of the history already, got \['accuracy'\]"),
+        (lambda net: 1.0, "fedavg", "none", "measure must give a dict of names to numbers, got 1.0"),
+        (lambda net: {"a": "b"}, "fedavg", "none", "measure must give a dict of names to numbers"),
+        (3, "fedavg", "none", "measure must be a function of the network, got 3"),
+        (norm_of, "fedbn", "batch", "measure is asked of one network for all, but with FedBN parts stay"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(measure, method, norm, message):
+    data = fl.data.load("digits")
+    parts = fl.partition.iid(data.y_train, 4)
+    with pytest.raises(ValueError, match=message):
+        fl.run(
+            lambda: fl.models.mlp(data.shape, 10, norm=norm), data, parts, getattr(fl.algorithms, method)(), rounds=1,
+            lr=0.1, local_steps=1, measure=measure, progress=False,
+        )  # fmt: skip
