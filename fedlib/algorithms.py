@@ -559,7 +559,12 @@ def phases(depth: int, active: int = 1, progressive: bool = False) -> list[list[
 
 
 def layerwise(
-    base: Algorithm, plan: Sequence[Sequence[int]], rounds: int, budget: int | None = None, seed: int = 0
+    base: Algorithm,
+    plan: Sequence[Sequence[int]],
+    rounds: int,
+    budget: int | None = None,
+    seed: int = 0,
+    every: int = 1,
 ) -> Algorithm:
     """Train a deep network a few blocks at a time, with depth dropout if there is a budget.
 
@@ -581,6 +586,7 @@ def layerwise(
         rounds: of each phase; the last goes on for as long as the run does.
         budget: B, between 2 and the depth; None for no dropout.
         seed: of the dropout.
+        every: rounds from one draw of the dropout to the next; ``rounds`` draws once a phase.
 
     Raises:
         TypeError: ``base`` is no Algorithm (``simclr`` instead of ``simclr()``, say).
@@ -596,6 +602,7 @@ def layerwise(
     depth = max(new[-1])
     droppable = [range(2, min(blocks)) for blocks in new] if len(plan) > 1 else [range(2, depth + 1)]
     checks.whole(rounds=rounds)
+    checks.whole(every=every)
     checks.whole(0, seed=seed)
     if budget is not None:
         least = max(2, *(max(active) - len(older) for active, older in zip(plan, droppable, strict=True)))
@@ -609,7 +616,7 @@ def layerwise(
         s = min(t // rounds, len(plan) - 1)
         present = max(plan[s])
         over = 0 if budget is None else max(0, present - budget)
-        dropped = np.random.default_rng([seed, t, 0, 1]).choice(droppable[s], over, replace=False) if over else ()
+        dropped = np.random.default_rng([seed, t - t % every, 0, 1]).choice(droppable[s], over, replace=False) if over else ()
         body = _blocks(net, depth)
         body.run_only({*range(1, present + 1)} - {*dropped}, grown=present, learning=plan[s])
         at_home = base.travels(net, t).at_home if base.travels else frozenset()
@@ -620,6 +627,7 @@ def layerwise(
         "rounds": rounds,
         "budget": budget,
         "dropout_seed": seed if budget else None,
+        **({"dropout_every": every} if budget and every > 1 else {}),
     }
     return replace(base, name=f"{base.name}, layer-wise", settings={**base.settings, **settings}, travels=travels)
 

@@ -590,6 +590,22 @@ def test_the_model_of_an_unfinished_run_ends_at_the_newest_block(noise, parts, r
     ] == [b > grown for b in range(1, DEPTH + 1)]
 
 
+def test_dropout_can_be_drawn_once_a_phase():
+    rounds, depth = 7, 8
+
+    def left_out(every):
+        method = layerwise(simclr(), phases(depth), rounds, budget=3, every=every)
+        return [stage(method, t, depth)["running"] for t in range(rounds * depth)]
+
+    each, once = left_out(1), left_out(rounds)
+    assert [len({*once[start : start + rounds]}) for start in range(0, rounds * depth, rounds)] == [1] * depth
+    assert once[::rounds] == each[::rounds] and len({*each[-rounds:]}) > 1
+    assert len({*once[::rounds]}) == depth
+    assert layerwise(simclr(), phases(3), 2, budget=2, every=1).settings.keys().isdisjoint({"dropout_every"})
+    with pytest.raises(ValueError, match="every must be a whole number"):
+        layerwise(simclr(), phases(3), 2, budget=2, every=0)
+
+
 def test_after_depth_dropout_alone_the_last_blocks_are_back(noise, parts):
     """With labels, so that the history shows it: the accuracy is that of the whole network."""
     method = layerwise(algorithms.fedavg(), phases(DEPTH, active=DEPTH), 1, budget=2)
