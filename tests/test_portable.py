@@ -83,6 +83,8 @@ def words():
             "````{solution} ex\n:class: dropdown\n\nRun\n\n```python\nf(:)\n```\n````",
             "<details>\n<summary>Solution to Exercise 5</summary>\n\nRun\n\n```python\nf(:)\n```\n\n</details>",
         ),
+        ("```{solution-start} ex\n:class: dropdown\n```\n\nRun\n", "**Solution to Exercise 5**\n\nRun\n"),
+        ("Done.\n\n```{solution-end}\n```", "Done.\n\n"),
         (":::{prf:theorem} Big\n:label: th\nTrue.\n:::", "> **Theorem 1** (Big)\n>\n> True."),
         ("a set $\\{x\\}$ and `code`", "a set $\\{x\\}$ and `code`"),
     ],

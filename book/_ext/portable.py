@@ -135,6 +135,10 @@ class Words:
             case "solution":
                 summary = f"Solution to Exercise {self.number('exercise', label)}"
                 return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
+            case "solution-start":  # code cells follow, which nothing can fold on Colab
+                return f"**Solution to Exercise {self.number('exercise', label)}**"
+            case "solution-end":
+                return ""
             case "prf:theorem":
                 return _quoted(f"**Theorem {self.number('theorem', label)}** ({title})\n\n{body}")
         raise ValueError(f"{self.docname}: the copy for Colab has no words for the directive {{{name}}}")
