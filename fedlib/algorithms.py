@@ -616,7 +616,9 @@ def layerwise(
         s = min(t // rounds, len(plan) - 1)
         present = max(plan[s])
         over = 0 if budget is None else max(0, present - budget)
-        dropped = np.random.default_rng([seed, t - t % every, 0, 1]).choice(droppable[s], over, replace=False) if over else ()
+        dropped = (
+            np.random.default_rng([seed, t - t % every, 0, 1]).choice(droppable[s], over, replace=False) if over else ()
+        )
         body = _blocks(net, depth)
         body.run_only({*range(1, present + 1)} - {*dropped}, grown=present, learning=plan[s])
         at_home = base.travels(net, t).at_home if base.travels else frozenset()

@@ -120,8 +120,8 @@ class GroupedLayerNorm(nn.Module):
 
     Raises:
         ValueError: groups that do not divide the features, groups of one feature, whose output is the constant 0, or a
-            negative eps. (Groups of two give a warning: their output is (1, -1) or (-1, 1), a sign, through which no
-            gradient comes.)
+            negative eps. (Groups of two give a warning: their output is (1, -1) or (-1, 1), a sign, whose slope is a
+            spike of 1 / (2 sqrt(eps)) where the two are equal, and nearly 0 elsewhere.)
 
     Source: arXiv 2406.01255, the LN-G of its title's question; per position as in `Musicath/Parallel-LN`, by its first
     author.
@@ -151,8 +151,8 @@ class GroupedLayerNorm(nn.Module):
         if size == 2:
             warnings.warn(
                 f"{self.groups} groups of two features: layer normalization of two features gives (1, -1) or "
-                "(-1, 1), a sign; its gradient vanishes, so the layers below will hardly learn. Take three "
-                "features or more",
+                "(-1, 1), a sign; its slope is nearly 0 but for a spike where the two are equal, which shakes the "
+                "layers below and teaches them nothing. Take three features or more",
                 stacklevel=2,
             )
         self.weight = nn.Parameter(torch.ones(features)) if affine else None
@@ -361,8 +361,8 @@ def norm_layer(
     channels in a group, takes the place of `groups` where it is given. `eps` goes to every kind that has one.
 
     Raises:
-        ValueError: an unknown kind, `groups` or a `size` that do not divide `channels`, or what `GroupedLayerNorm`
-            refuses.
+        ValueError: an unknown kind, `groups` or a `size` that do not divide `channels`, groups of one feature without
+            positions, or what `GroupedLayerNorm` refuses.
     """
     checks.choice("norm", kind, KINDS)
     if kind == "batch":
@@ -371,6 +371,11 @@ def norm_layer(
         groups = _groups(channels, groups if size is None else None, size)
         if kind == "ln-g":
             return GroupedLayerNorm(channels, groups, affine=affine, eps=eps)
+        if not spatial and groups == channels > 1:
+            raise ValueError(
+                f"groups must leave two features at least to a group, got {groups} for {channels} features: normalised "
+                "by itself, one feature is the constant 0"
+            )
         return nn.GroupNorm(groups, channels, eps=eps, affine=affine)
     if kind == "layer":
         return MeanVarNorm(channels, affine=affine, eps=eps)
