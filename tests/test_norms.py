@@ -380,7 +380,7 @@ def test_grouped_layer_norm_stacks():
 def test_group_sizes_that_make_no_sense():
     with pytest.raises(ValueError, match="6 groups for 6 features, and one feature minus its own mean is always 0"):
         norms.GroupedLayerNorm(6, 6)
-    with pytest.warns(UserWarning, match="3 groups of two features: .*a sign; its gradient vanishes"):
+    with pytest.warns(UserWarning, match="3 groups of two features: .*a sign; its slope is nearly 0 but for a spike"):
         signs = norms.GroupedLayerNorm(6, size=2, affine=False, eps=0.0)
     x = sample((4, 6)).requires_grad_()
     assert set(signs(x).detach().round(decimals=9).flatten().tolist()) == {-1.0, 1.0}
@@ -397,3 +397,12 @@ def test_group_sizes_that_make_no_sense():
             norms.GroupedLayerNorm(6, 2, eps=eps)
     with pytest.raises(ValueError, match=r"GroupedLayerNorm\(6\) takes 6 features, got an input of shape \(4, 9\)"):
         norms.GroupedLayerNorm(6, 2)(torch.zeros(4, 9))
+
+
+def test_groups_of_one_feature_are_refused_where_there_are_no_positions_to_pool():
+    for options in ({"groups": 8}, {"size": 1}):
+        with pytest.raises(
+            ValueError, match="groups must leave two features at least to a group, got 8 for 8 features"
+        ):
+            norms.norm_layer("group", 8, spatial=False, **options)
+    assert norms.norm_layer("group", 8, spatial=True, groups=8)(torch.randn(2, 8, 3, 3)).std() > 0.9  # instance norm
