@@ -10,9 +10,8 @@ Each module answers one question::
     messages     what travels                     algorithms   how methods differ
     schedule     who trains in a round, on what   client       one side of a round
     server       the other side                   checkpoint   a federation on disk
-    simulate     the rounds                       tuning       every method at its best
-    measure      what we look at                  parallel     trainings side by side
-    experiment   a table of runs, each tuned
+    simulate     the rounds                       measure      what we look at
+    parallel     trainings side by side           experiment   a table of runs, each tuned
 
 The book needs more, in ``fedlib.book``, which ``pip install "fedlib[book]"`` brings the packages for. It is loaded on
 first use, so that ``import fedlib`` stays light::
@@ -51,7 +50,6 @@ from fedlib import (
     schedule,
     server,
     texts,
-    tuning,
     workers,
 )
 from fedlib.experiment import Plan
@@ -80,7 +78,6 @@ __all__ = [
     "side_by_side",
     "sweep",
     "texts",
-    "tuning",
     "workers",
 ]
 

@@ -27,7 +27,6 @@ from fedlib.algorithms import Algorithm, fedavg
 from fedlib.data import Data, as_array
 from fedlib.parallel import side_by_side
 from fedlib.simulate import Run, Simulation, Split, sweep
-from fedlib.tuning import next_rate
 
 LAST = 5  # evaluations, whose mean is the level that a run has reached: the last one alone is partly luck
 FIRST = 3  # rounds, by which a record is replayed
@@ -63,6 +62,11 @@ def choose(tried: Mapping[float, Sequence[Sequence[float]]]) -> float:
     """
     scores = {rate: float(np.mean([level(run) for run in runs])) for rate, runs in tried.items()}
     return max(scores, key=lambda rate: (scores[rate] if math.isfinite(scores[rate]) else -1.0, -rate))
+
+
+def next_rate(lr: float, step: int) -> float:
+    """The rate ``step`` steps further along ..., 0.03, 0.1, 0.3, 1, ..."""
+    return float(f"{10 ** ((round(2 * math.log10(lr)) + step) / 2):.1g}")
 
 
 @dataclass(frozen=True)

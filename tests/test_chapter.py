@@ -315,12 +315,6 @@ def test_checkpoints_have_names_once_parameters_are_checked():
         chapter.checkpoint_names({})
 
 
-def test_an_explorer_is_given_as_many_values_as_it_has_room_for():
-    assert chapter.thinned(range(1, 7), 6) == [1, 2, 3, 4, 5, 6]
-    assert chapter.thinned(range(1, 13), 6) == [1, 3, 5, 8, 10, 12]
-    assert chapter.thinned([0.1], 2) == [0.1]
-
-
 def test_one_of_a_thing_is_not_several():
     assert [chapter.counted(n, "seed") for n in (0, 1, 2, 1000)] == ["0 seeds", "1 seed", "2 seeds", "1,000 seeds"]
 
@@ -340,10 +334,15 @@ def test_where_results_go_does_not_make_a_preset_custom(tmp_path):
     assert chapter.check_parameters(namespace, chapter="02_x", params=tmp_path, **spec) == "quick"
 
 
+def judge(verdicts, id, *told):
+    """Add a claim whose verdict is known."""
+    verdicts._add(claims.Claim(id, verdicts.chapter, *told))
+
+
 def test_verdicts_are_expected_in_either_direction():
     verdicts = chapter.Verdicts("02_x")
-    verdicts.judge("a", "A is above B.", "+3 (Table 1)", "+4 points", "holds")
-    verdicts.judge("b", "B is above C.", "+1 (Table 1)", "-1 points", "does not hold")
+    judge(verdicts, "a", "A is above B.", "+3 (Table 1)", "+4 points", "holds")
+    judge(verdicts, "b", "B is above C.", "+1 (Table 1)", "-1 points", "does not hold")
     verdicts.expect({"a": "holds", "b": "does not hold"})
     verdicts.expect({"a": ("holds", "holds in part")})
     with pytest.raises(AssertionError, match=r"b: does not hold \(-1 points\), expected holds or holds in part"):
@@ -372,7 +371,7 @@ def test_tables_show_signs_and_gaps():
 def test_a_claim_is_shown_in_the_colour_of_its_verdict(monkeypatch):
     shown = []
     monkeypatch.setattr(chapter, "display", lambda page: shown.append(page.data))
-    chapter.Verdicts("02_x").judge("a", "A is above B.", "+3 (Table 1)", "-4 %", "does not hold")
+    judge(chapter.Verdicts("02_x"), "a", "A is above B.", "+3 (Table 1)", "-4 %", "does not hold")
     assert '<div class="claim does-not-hold">\n\n**Claim.** A is above B.' in shown[0]
     assert "*Here:* −4\u00a0%." in shown[0] and "✗ does not hold</span>" in shown[0]
 
@@ -489,12 +488,12 @@ def test_a_claim_that_is_not_run_here_says_what_larger_presets_found(monkeypatch
     results["paper"] = {"claims": [{**there, "verdict": "not run"}]}
     monkeypatch.setattr(chapter, "load_results", lambda: {"02_x": results})
     told = "*Preset `{}`:* {}. <span"
-    chapter.Verdicts("02_x", "quick").judge("a", "A is above B.", "+3", "not run", "not run")
+    judge(chapter.Verdicts("02_x", "quick"), "a", "A is above B.", "+3", "not run", "not run")
     assert all(told.format(size, size) in shown[0] for size in ("cpu", "colab")) and shown[0].count("*Preset") == 2
     assert "✗ does not hold</span>" in shown[0] and '<div class="claim not-run">' in shown[0]
-    chapter.Verdicts("02_x", "cpu").judge("a", "A is above B.", "+3", "not run", "not run")
-    chapter.Verdicts("02_x", "quick").judge("a", "A is above B.", "+3", "+2", "holds")
-    chapter.Verdicts("02_x", "quick").judge("b", "A is above B.", "+3", "not run", "not run")
+    judge(chapter.Verdicts("02_x", "cpu"), "a", "A is above B.", "+3", "not run", "not run")
+    judge(chapter.Verdicts("02_x", "quick"), "a", "A is above B.", "+3", "+2", "holds")
+    judge(chapter.Verdicts("02_x", "quick"), "b", "A is above B.", "+3", "not run", "not run")
     assert shown[1].count("*Preset") == 1 and "*Preset" not in shown[2] + shown[3]
 
 

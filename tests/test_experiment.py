@@ -337,3 +337,8 @@ def test_one_by_one_gives_each_row_all_cores_and_the_same_numbers(data, monkeypa
     assert asked == [1, 1, 2]
     for name in rows:
         assert torch.equal(apart[name].runs[0].weights.w, together[name].runs[0].weights.w)
+
+
+@pytest.mark.parametrize("lr, step, expected", [(0.01, 1, 0.03), (0.03, 1, 0.1), (0.3, 1, 1.0), (0.1, -1, 0.03)])
+def test_rates_lie_on_half_decades(lr, step, expected):
+    assert fl.experiment.next_rate(lr, step) == expected

@@ -42,10 +42,11 @@ for statement in (
         found[statement] = None
     except ImportError as error:
         found[statement] = str(error)
+from pathlib import Path
 from fedlib.book import run
 
 try:
-    run.main(["04_fednar"])
+    run.execute(Path("book/benchmarks.ipynb"), {}, None)
 except ValueError as error:
     found["run"] = str(error)
 print(json.dumps(found))
@@ -69,7 +70,7 @@ def test_importing_it_brings_no_package_of_the_book():
 def test_without_them_it_trains_and_the_book_says_what_to_install():
     found = python(ALONE)
     assert found.pop("rounds") == [1] and found.pop("here") == 1
-    assert found.pop("run").endswith("has no cell that is tagged 'experiment'")  # so far it came without IPython
+    assert found.pop("run").endswith("has no cell that is tagged 'parameters'")  # so far it came without IPython
     assert found.pop("fl.data.load('digit_domains')").endswith("needs matplotlib's fonts: pip install matplotlib")
     assert found == {
         "fl.plots": 'fl.plots belongs to the book and needs matplotlib: install "fedlib[book]"',

@@ -361,13 +361,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def thinned(values: Sequence[Any], most: int) -> list[Any]:
-    """At most ``most`` of the values, evenly spaced from the first to the last: for the controls of an explorer."""
-    checks.whole(2, most=most)
-    last = len(values) - 1
-    return list(values) if last < most else [values[round(i * last / (most - 1))] for i in range(most)]
-
-
 def not_run(preset: str) -> None:
     """Say in the place of a section's results that the preset leaves it out."""
     told = "" if preset == "quick" else " What the text says of its results is about the preset `quick`."
@@ -635,10 +628,6 @@ class Verdicts:
     chapter: str
     preset: str | None = None
     claims: list[Claim] = field(default_factory=list)
-
-    def judge(self, id: str, statement: str, paper: str, told: str | float, verdict: str) -> None:
-        """Add a claim (see :class:`fedlib.book.claims.Claim`) whose conditions the chapter writes out, and show it."""
-        self._add(Claim(id, self.chapter, statement, paper, told, verdict))
 
     def measure(self, id: str, statement: str, paper: str, told: str, values: Any) -> None:
         """Add a claim about measured values and show it: its verdict follows from them and its bars.

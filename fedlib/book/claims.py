@@ -135,19 +135,6 @@ def the_bars() -> dict[str, Bar]:
     return {} if file is None else bars.load(file)
 
 
-def judge(holds: bool, in_part: bool = False) -> str:
-    """The verdict from two conditions written out where they are used: ``judge(gain >= 15, in_part=gain >= 5)``.
-
-    Args:
-        holds: the claim's condition.
-        in_part: a weaker condition, looked at only where ``holds`` is false.
-    """
-    for name, value in (("holds", holds), ("in_part", in_part)):
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name} must be a condition (True or False), got {value!r}")
-    return "holds" if holds else "holds in part" if in_part else "does not hold"
-
-
 def mean_std(values: Iterable[float], unit: str = "%", digits: int = 1) -> str:
     """Mean and sample standard deviation over seeds as text: ``"81.2 ± 0.4 %"``; one value stands without spread."""
     values = np.asarray(list(values), dtype=float)

@@ -54,7 +54,7 @@ _STYLES = {
     ("no norm + agc",): (BLACK, "-."),
     ("standalone",): (GREY, "-"),
     ("fedyogi",): (OCHRE, "-."),
-    ("fedadam",): (BROWN, ":"),
+    ("fedadam",): (OLIVE, ":"),
     ("fedavgm",): (OCHRE, "--"),
     ("fedexp",): (VIOLET, "-."),
     ("fedprox",): (SLATE, "--"),
