@@ -115,6 +115,12 @@ def test_every_chapter_is_in_the_table_of_contents():
     assert all(list(ROOT.glob(f"{entry}.*")) for entry in listed)
 
 
+def test_the_glossary_is_in_order():
+    text = (BOOK / "glossary.md").read_text(encoding="utf-8").split(":::{glossary}\n")[1]
+    terms = re.findall(r"(?m)^(?! |:::)(.+)$", text)
+    assert len(terms) > 50 and terms == sorted(terms, key=str.lower)
+
+
 def test_every_module_has_a_page_and_a_line_on_the_one_before():
     files = (ROOT / "fedlib").rglob("*.py")
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if path.stem != "__init__"}
