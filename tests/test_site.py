@@ -27,7 +27,6 @@ PAGES = [
     for entry in [
         {"file": yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["root"]},
         *yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["chapters"],
-        {"file": "book/api/experiment"},  # one of the pages of modules
     ]
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -55,7 +55,7 @@ class Words:
 
     def plain(self, text: str) -> str:
         """A page's Markdown in words that every Markdown reader knows."""
-        text = re.sub(r"^\([\w-]+\)=\n", "", text, flags=re.M)
+        text = re.sub(r"^\([\w-]+\)=(?:\n|\Z)", "", text, flags=re.M)
         text = _FENCE.sub(self._directive, text)
         text = re.sub(r"\{\{ *(\w+) *\}\}", lambda found: self._substitution(found[1]), text)
         text = _ROLE.sub(lambda found: self._role(found[1], found[2]), text)
