@@ -267,6 +267,22 @@ def test_search_finds(term, page, tab):
     found = tab().page
     found.goto(f"{tab.server}/search.html?q={term}")
     found.wait_for_selector(f"#search-results a[href*='{page}']", timeout=10000)
+    found.wait_for_selector("#search-results p.context", timeout=10000)
+    for quoted in found.locator("#search-results p.context").all_inner_texts():
+        assert not re.search(r"\\[a-z(]|[.]pdf|Contents|Show code", quoted), quoted
+
+
+@in_browser
+def test_the_search_field_does_not_hide_its_first_letter(tab):
+    found = tab()
+    page = found.page
+    page.goto(f"{found.server}/search.html")
+    box = "[...document.querySelectorAll('article form.bd-search, .bd-search-container form')].at(-1)"
+    glass, typed = (
+        page.evaluate(f"{box}.querySelector('{part}').getBoundingClientRect().toJSON()") for part in ("i", "input")
+    )
+    padding = page.evaluate(f"parseFloat(getComputedStyle({box}.querySelector('input')).paddingLeft)")
+    assert glass["right"] < typed["left"] + padding
 
 
 @in_browser

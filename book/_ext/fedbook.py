@@ -41,6 +41,7 @@ FILES = {
     }
 }
 CSV = {"curves": claims.curves_frame, "tables": claims.tables_frame}  # what of a record can be downloaded
+SCRIPTS = {"book/scoreboard": "scoreboard.js", "search": "search.js"}
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ def setup(app):
     app.connect("config-inited", serve_scripts)
     app.connect("config-inited", drop_stale_notebooks)
     app.connect("html-page-context", mend_markup)
-    app.connect("html-page-context", let_bars_move)
+    app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", open_copies, priority=900)  # after the theme has made its buttons
     app.connect("build-finished", portable.write_copies)
     app.connect("build-finished", write_csv)
@@ -187,10 +188,10 @@ def open_copies(app, pagename, templatename, context, doctree):
                 button["url"] = re.sub("/blob/[^/]+/(?:[.]/)?", f"/blob/{portable.BRANCH}/", button["url"])
 
 
-def let_bars_move(app, pagename, templatename, context, doctree):
-    """The scoreboard's script, on its page alone."""
-    if pagename == "book/scoreboard":
-        app.add_js_file("scoreboard.js", loading_method="defer")
+def add_scripts(app, pagename, templatename, context, doctree):
+    """Scripts that one page alone needs."""
+    if pagename in SCRIPTS:
+        app.add_js_file(SCRIPTS[pagename], loading_method="defer")
 
 
 def drop_stale_notebooks(app, config):

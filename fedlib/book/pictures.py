@@ -41,11 +41,11 @@ def _client(ax, k: int, x: float, held: Sequence[int], there: bool) -> None:
     shade = INK if there else GREY
     _box(ax, x, 1.55, 2.6, 2.7, shade)
     _write(ax, x, 2.6, f"client {k}", shade, fontsize=13, weight="bold")
-    _write(ax, x, 2.1, f"② local steps → $w_{k}$" if there else "not in this round", shade, fontsize=11)
+    _write(ax, x, 2.1, f"② local steps → $w_{k}$" if there else "not in this round", shade, fontsize=12)
     for c, height in enumerate(held):
         at = x - 0.72 + 0.48 * c
         ax.bar(at, height * 0.2, width=0.36, bottom=0.75, color=shade, alpha=0.75)
-        _write(ax, at, 0.6, "abcd"[c], shade, fontsize=11, va="top")
+        _write(ax, at, 0.6, "abcd"[c], shade, fontsize=12, va="top")
 
 
 def _box(ax, x: float, y: float, width: float, height: float, color: str) -> None:
@@ -61,7 +61,7 @@ def _arrow(ax, start: tuple[float, float], end: tuple[float, float], color: str)
 
 
 def _write(ax, x: float, y: float, text: str, color: str = INK, **look: Any) -> None:
-    ax.text(x, y, text, color=color, **{"ha": "center", "va": "center", "fontsize": 12, **look})
+    ax.text(x, y, text, color=color, **{"ha": "center", "va": "center", "fontsize": 13, **look})
 
 
 def bowls(
