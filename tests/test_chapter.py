@@ -481,7 +481,7 @@ def test_a_section_shows_its_rows_or_those_that_larger_presets_recorded(monkeypa
     assert shown[2].data == "*Not run here, and no larger preset has recorded it.*" and len(shown) == 3
 
 
-def test_a_claim_that_is_not_run_here_says_what_larger_presets_found(monkeypatch):
+def test_a_claim_says_what_larger_presets_found(monkeypatch):
     shown, there = [], {"id": "a", "measured": "-3.0 points", "verdict": "does not hold"}
     monkeypatch.setattr(chapter, "display", lambda page: shown.append(page.data))
     results = {size: {"claims": [{**there, "measured": size}]} for size in ("quick", "cpu", "colab")}
@@ -494,7 +494,12 @@ def test_a_claim_that_is_not_run_here_says_what_larger_presets_found(monkeypatch
     judge(chapter.Verdicts("02_x", "cpu"), "a", "A is above B.", "+3", "not run", "not run")
     judge(chapter.Verdicts("02_x", "quick"), "a", "A is above B.", "+3", "+2", "holds")
     judge(chapter.Verdicts("02_x", "quick"), "b", "A is above B.", "+3", "not run", "not run")
-    assert shown[1].count("*Preset") == 1 and "*Preset" not in shown[2] + shown[3]
+    assert [page.count("*Preset") for page in shown[1:]] == [1, 2, 0]
+    for claim in (one["claims"][0] for one in results.values()):
+        claim["parts"] = [{"exact": True}]
+    judge(chapter.Verdicts("02_x", "quick"), "a", "A is above B.", "+3", "1e-16", "holds")
+    judge(chapter.Verdicts("02_x", "quick"), "a", "A is above B.", "+3", "not run", "not run")
+    assert [page.count("*Preset") for page in shown[4:]] == [0, 2]
 
 
 def test_rows_that_were_recorded_are_found_by_preset(tmp_path, monkeypatch):

@@ -645,9 +645,10 @@ class Verdicts:
             f"*Paper:* {typeset(one.paper)}. *Here:* {here}. {_badge(one.verdict)}",
         ]
         paragraphs += _folded(one.parts)
-        for size, result in self._elsewhere.items() if one.verdict == "not run" else ():
+        for size, result in self._elsewhere.items():
             kept = next((kept for kept in result["claims"] if kept["id"] == one.id), {"verdict": "not run"})
-            if kept["verdict"] != "not run":
+            exact = any(part.get("exact") for part in kept.get("parts") or ()) and one.verdict != "not run"
+            if kept["verdict"] != "not run" and not exact:  # what is exact is the same everywhere
                 told = typeset(str(kept["measured"]))
                 paragraphs.append(f"*Preset `{size}`:* {told}. {_badge(kept['verdict'])}")
         body = "\n\n".join(paragraphs)
@@ -655,7 +656,7 @@ class Verdicts:
 
     @cached_property
     def _elsewhere(self) -> dict[str, dict]:
-        """What other presets, larger than *quick*, have given: shown where this one does not ask."""
+        """What other presets, larger than *quick*, have given: shown beside what this one gives."""
         there = _larger(load_results().get(self.chapter, {}))
         return {size: result for size, result in there.items() if size != self.preset}
 
