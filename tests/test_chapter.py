@@ -1,3 +1,4 @@
+import math
 import re
 import time
 
@@ -447,6 +448,17 @@ def test_differences_are_spoken_with_their_interval():
         == chapter.span(np.array([1, np.nan, 2]))
         == ("not known, since 1 of 3 runs diverged")
     )
+
+
+def test_a_share_of_a_gain_that_is_too_small_says_so():
+    part = {
+        "id": "kept", "what": "share of a gain", "sense": "at least", "bar": 0.9, "reason": "most of it", "weaker": None,
+        "exact": False, "learned": 15, "known": False, "rounding": 0.0, "verdict": "undecided", "values": [[4, 5], [9, 8]],
+    }  # fmt: skip
+    folded = chapter._folded([{**part, "interval": [-math.inf, math.inf]}])[0]
+    assert "Interval: none, since the whole gain is not known to be above 15 points, 2 seeds" in folded
+    assert "A share is judged only of a gain whose whole interval lies above 15 points." in folded
+    assert "Interval: 0.400 to 0.600, 2 seeds" in chapter._folded([{**part, "interval": [0.4, 0.6]}])[0]
 
 
 def test_curves_stop_at_a_round_and_say_where_nothing_was_run(monkeypatch):

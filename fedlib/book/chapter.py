@@ -584,6 +584,8 @@ def _spoken(part: Mapping[str, Any]) -> str:
     number = len(part["values"][0]) if part["learned"] is not None else len(part["values"])
     low, high = part["interval"]
     ends = "not known of every seed" if math.isnan(low) else _alike(low, high)
+    if part["learned"] is not None and low == -math.inf:
+        ends = f"none, since the whole gain is not known to be above {part['learned']:g} points"
     found = f"{low:.3g}" if part["exact"] else f"{ends}, {counted(number, 'seed')}"
     weaker = f" (in part {part['weaker']:g})" if part["weaker"] is not None else ""
     if part["rounding"]:
@@ -601,6 +603,8 @@ def _reasons(parts: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{name}: {what}" if name else what[0].upper() + what[1:]
         )
     lines = [typeset(f"{'; '.join(whats)}. {reason}") for reason, whats in told.items()]
+    for least in dict.fromkeys(part["learned"] for part in parts if part["learned"] is not None):
+        lines.append(f"A share is judged only of a gain whose whole interval lies above {least:g} points.")
     if any(part["known"] for part in parts):
         lines.append("These bars were set after earlier results were known.")
     return lines
