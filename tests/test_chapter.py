@@ -452,8 +452,9 @@ def test_differences_are_spoken_with_their_interval():
 
 def test_a_share_of_a_gain_that_is_too_small_says_so():
     part = {
-        "id": "kept", "what": "share of a gain", "sense": "at least", "bar": 0.9, "reason": "most of it", "weaker": None,
-        "exact": False, "learned": 15, "known": False, "rounding": 0.0, "verdict": "undecided", "values": [[4, 5], [9, 8]],
+        "id": "kept", "what": "share of a gain", "sense": "at least", "bar": 0.9, "reason": "most of it", "learned": 15,
+        "weaker": None, "exact": False, "known": False, "rounding": 0,
+        "verdict": "undecided", "values": [[4, 5], [9, 8]],
     }  # fmt: skip
     folded = chapter._folded([{**part, "interval": [-math.inf, math.inf]}])[0]
     assert "Interval: none, since the whole gain is not known to be above 15 points, 2 seeds" in folded
