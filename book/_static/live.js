@@ -40,7 +40,7 @@ function live(root) {
         words,
       ),
     );
-  const play = button("Play", () => (playing ? pause() : start()));
+  const play = button("Play", () => (playing ? (pause(), tell()) : start()));
 
   function control(name) {
     const { words, among, low, high } = PARAMETERS[name];
