@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dis
 import functools
 import hashlib
 import itertools
@@ -247,8 +248,10 @@ def _used(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The names that code, and the code inside it, may look up among the globals."""
-    yield from code.co_names
+    """The names that code, and the code inside it, looks up among the globals; those of attributes are none of them."""
+    for step in dis.get_instructions(code):
+        if "GLOBAL" in step.opname or step.opname == "LOAD_NAME":  # the latter in the body of a class
+            yield step.argval
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             yield from _names(inner)

@@ -291,6 +291,18 @@ def test_functions_are_what_they_do(name, tmp_path):
         assert fingerprint.of_functions(things(BEFORE.replace(old, new), tmp_path)[name]) != same, (old, new)
 
 
+def test_a_global_with_the_name_of_an_attribute_is_not_used():
+    """A notebook has more names than the same cells alone, and a worker fewer than both."""
+    written = (
+        "def f(x):\n    class Inner:\n        rate = scale\n    return x.measure * Inner.rate + (lambda: x.deep)()"
+    )
+    alone, among, other = ({"scale": 2.0}, {"scale": 2.0, "measure": print, "deep": 3, "rate": 1}, {"scale": 3.0})
+    for names in (alone, among, other):
+        exec(written, names)
+    assert fingerprint.of_functions(alone["f"]) == fingerprint.of_functions(among["f"])
+    assert fingerprint.of_functions(alone["f"]) != fingerprint.of_functions(other["f"])
+
+
 def test_functions_without_a_source_are_their_bytecode():
     def made(text):
         space = {}
