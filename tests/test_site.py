@@ -296,6 +296,15 @@ def test_phone_does_not_scroll_sideways(name, tab):
 
 @in_browser
 @pytest.mark.parametrize("name", PAGES)
+def test_code_stays_in_its_column(name, tab):
+    page = tab().open(name)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    wide = "[...document.querySelectorAll('pre')].filter((one) => one.scrollWidth > one.clientWidth + 1)"
+    assert page.evaluate(f"{wide}.map((one) => one.textContent.slice(0, 60))") == []
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
 def test_explorers_answer_to_the_keyboard(name, tab):
     explorers = sum("explore" in (model["state"].get("_dom_classes") or []) for model in read(name).state.values())
     if not explorers:
