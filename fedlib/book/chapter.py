@@ -650,7 +650,8 @@ class Verdicts:
         ]
         paragraphs += _folded(one.parts)
         for size, result in self._elsewhere.items():
-            kept = next((kept for kept in result["claims"] if kept["id"] == one.id), {"verdict": "not run"})
+            nothing: dict[str, Any] = {"verdict": "not run"}
+            kept = next((kept for kept in result["claims"] if kept["id"] == one.id), nothing)
             exact = any(part.get("exact") for part in kept.get("parts") or ()) and one.verdict != "not run"
             if kept["verdict"] != "not run" and not exact:  # what is exact is the same everywhere
                 told = typeset(str(kept["measured"]))
