@@ -45,10 +45,10 @@ COLAB = [
 # ---- presets made small: whatever says how long and how large, never what there is to do
 
 LEAST = {  # a parameter's name, or its last word, or a key in one: at most this
-    **{"rounds": 2, "epochs": 2, "steps": 2, "every": 1, "seeds": 1, "train": 62, "test": 20},
+    **{"rounds": 2, "epochs": 2, "steps": 2, "every": 1, "seeds": 1, "train": 150, "test": 20},
     "phase_rounds": 1,  # of each block
     **{"test_images": 60, "na_test_images": 60},  # there are no more
-    **{"images": 150, "validation_images": 50},  # of the 200 that there are
+    **{"images": 150, "validation_images": 50, "na_validation_images": 50},  # of the 200 that there are
     **{"early": 2},  # rounds
     **{"batch_size": 8, "memory_batch": 2, "clients_per_round": 2},
     **{"clients": 20, "size": 64, "width": 24, "hidden": 16, "out": 8, "batch": 32},
@@ -136,7 +136,8 @@ def make_small(name, root):
         classes = len(data.PUBLIC[name].classes)
         real = None if absent else data.load(name, download=False)
         side, channels = (28, 1) if name in ("mnist", "fashion_mnist") else (32, 3)
-        np.savez(root / f"{name}.npz", **arrays_of(real, classes, side, channels))
+        train = max(200, 6 * classes)  # clients of one class need two images at least
+        np.savez(root / f"{name}.npz", **arrays_of(real, classes, side, channels, train))
     elif name == "digits_five":
         (root / name).mkdir()
         for domain in domains.DIGITS_FIVE:
