@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 import executed
+import live
 import portable
 import scoreboard
 from sphinx.util import logging
@@ -41,7 +42,7 @@ FILES = {
     }
 }
 CSV = {"curves": claims.curves_frame, "tables": claims.tables_frame}  # what of a record can be downloaded
-SCRIPTS = {"book/scoreboard": "scoreboard.js", "search": "search.js"}
+SCRIPTS = {"book/scoreboard": ("scoreboard.js",), "search": ("search.js",), "book/live": live.SCRIPTS}  # in this order
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +56,7 @@ def setup(app):
     app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", open_copies, priority=900)  # after the theme has made its buttons
     app.connect("build-finished", portable.write_copies)
+    app.connect("build-finished", live.write_digits)
     app.connect("build-finished", write_csv)
     app.connect("autodoc-process-signature", drop_addresses)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -190,8 +192,8 @@ def open_copies(app, pagename, templatename, context, doctree):
 
 def add_scripts(app, pagename, templatename, context, doctree):
     """Scripts that one page alone needs."""
-    if pagename in SCRIPTS:
-        app.add_js_file(SCRIPTS[pagename], loading_method="defer")
+    for number, name in enumerate(SCRIPTS.get(pagename, ())):
+        app.add_js_file(name, priority=500 + number, loading_method="defer")
 
 
 def drop_stale_notebooks(app, config):

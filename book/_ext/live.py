@@ -14,20 +14,6 @@ from fedlib import data
 
 SHADES = 16
 SCRIPTS = ("digits.js", "federation.js", "host.js", "choices.js", "drawing.js", "live.js")
-PAGES = ("book/live",)
-
-
-def setup(app):
-    app.connect("html-page-context", add_scripts)
-    app.connect("build-finished", write_digits)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
-
-
-def add_scripts(app, pagename, templatename, context, doctree):
-    """Scripts wait for the page; they run in this order."""
-    if pagename in PAGES:
-        for number, name in enumerate(SCRIPTS):
-            app.add_js_file(name, priority=900 + number, loading_method="defer")
 
 
 def write_digits(app, error):

@@ -5,11 +5,7 @@ const Choices = (() => {
   const CLIENTS = 10;
   const PARAMETERS = {
     norm: { words: "norm", among: ["none", "layer", "feature", "batch", "ln-g"], start: "none" },
-    method: {
-      words: "method",
-      among: ["FedAvg", "FedProx", "SCAFFOLD", "FedAvgM", "FedNAR"],
-      start: "FedAvg",
-    },
+    method: { words: "method", among: Object.keys(Federation.METHODS), start: "FedAvg" },
     lr: {
       words: "learning rate",
       among: ["0.003", "0.01", "0.03", "0.1", "0.3", "1"],

@@ -68,7 +68,7 @@ function makeFederation() {
   function normalise(layer, w, b, a, rows, training) {
     const out = zeros(a.length);
     const { sets, each, at } = together(layer, rows);
-    const kept = { out, scale: zeros(sets), hat: out };
+    const kept = { out, scale: zeros(sets), hat: out, floored: [] };
     for (let s = 0; s < sets; s++) {
       let mean = 0;
       let squares = 0;
@@ -85,8 +85,8 @@ function makeFederation() {
       }
       const root = Math.sqrt(layer.kind === "feature" ? squares : variance + EPS);
       kept.scale[s] = layer.kind === "feature" ? Math.sqrt(each) / Math.max(root, EPS) : 1 / root;
-      if (layer.kind === "feature" && root < EPS) kept.scale[s] *= -1; // no slope along the length
-      for (let i = 0; i < each; i++) out[at(s, i)] = (a[at(s, i)] - mean) * Math.abs(kept.scale[s]);
+      kept.floored[s] = layer.kind === "feature" && root < EPS; // divided by a constant
+      for (let i = 0; i < each; i++) out[at(s, i)] = (a[at(s, i)] - mean) * kept.scale[s];
     }
     if (layer.gamma === undefined) return kept;
     kept.out = out.map(
@@ -114,10 +114,10 @@ function makeFederation() {
         along += (slope[at(s, i)] * kept.hat[at(s, i)]) / each;
       }
       if (layer.kind === "feature") mean = 0;
-      if (kept.scale[s] < 0) along = 0;
+      if (kept.floored[s]) along = 0;
       for (let i = 0; i < each; i++) {
         const p = at(s, i);
-        back[p] = Math.abs(kept.scale[s]) * (slope[p] - mean - kept.hat[p] * along);
+        back[p] = kept.scale[s] * (slope[p] - mean - kept.hat[p] * along);
       }
     }
     return back;
@@ -140,9 +140,9 @@ function makeFederation() {
   }
 
   /** Mean cross-entropy of a batch and its gradient; b moves, where the network has batch norm. */
-  function gradient(net, w, b, x, y, training = true) {
+  function gradient(net, w, b, x, y) {
     const rows = y.length;
-    const { logits, kept } = forward(net, w, b, x, rows, training);
+    const { logits, kept } = forward(net, w, b, x, rows, true);
     const g = zeros(net.weights);
     let d = zeros(logits.length);
     let loss = 0;
@@ -367,7 +367,7 @@ function makeFederation() {
     return { w, b };
   }
 
-  return { METHODS, network, gradient, forward, federation, generator, shuffled, batches, initial };
+  return { METHODS, federation, generator, shuffled, batches, initial };
 }
 
 var Federation = makeFederation();

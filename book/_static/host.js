@@ -44,7 +44,7 @@ function liveHost(engine) {
     if (what === "fast") return merged();
     look(what === "play" ? 4 : 1);
     return what === "step"
-      ? seen({ fine: before.every(([, share]) => Number.isFinite(share)) })
+      ? seen({ fine: one.locals().every(({ loss }) => Number.isFinite(loss)) })
       : merged();
   };
 }

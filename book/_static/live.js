@@ -22,24 +22,16 @@ function live(root) {
   const table = make("tbody");
   const chart = make("div", { class: "live-chart" });
   const bars = make("div", { class: "live-chart" });
-  const button = (words, action) => make("button", { type: "button", onclick: action }, words);
-  const splits = make("div", {
-    class: "live-row",
-    role: "group",
-    "aria-label": "who holds which digits",
-  });
-  for (const [kind, words] of Object.entries(SPLITS))
-    splits.append(
-      make(
-        "button",
-        {
-          type: "button",
-          "data-kind": kind,
-          onclick: () => deal(kind, Choices.dealt(byClass, kind)),
-        },
-        words,
-      ),
-    );
+  const button = (words, action, more = {}) =>
+    make("button", { type: "button", onclick: action, ...more }, words);
+  const group = (words, ...children) =>
+    make("div", { class: "live-row", role: "group", "aria-label": words }, ...children);
+  const splits = group(
+    "who holds which digits",
+    ...Object.entries(SPLITS).map(([kind, words]) =>
+      button(words, () => deal(kind, Choices.dealt(byClass, kind)), { "data-kind": kind }),
+    ),
+  );
   const play = button("Play", () => (playing ? (pause(), tell()) : start()));
 
   function control(name) {
@@ -223,8 +215,6 @@ function live(root) {
     "Start again": () => begin(),
   };
   const classes = [...Array(10)].map((_, c) => make("th", { scope: "col" }, String(c)));
-  const group = (words, ...children) =>
-    make("div", { class: "live-row", role: "group", "aria-label": words }, ...children);
   const head = make("tr", {}, make("th", { scope: "col" }, "client"), ...classes);
   const numbers = make("table", {}, make("thead", {}, head), table);
   const around = { class: "live-scroll", tabindex: 0, role: "region" };

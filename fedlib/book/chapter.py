@@ -650,10 +650,11 @@ class Verdicts:
         ]
         paragraphs += _folded(one.parts)
         for size, result in self._elsewhere.items():
-            nothing: dict[str, Any] = {"verdict": "not run"}
-            kept = next((kept for kept in result["claims"] if kept["id"] == one.id), nothing)
-            exact = any(part.get("exact") for part in kept.get("parts") or ()) and one.verdict != "not run"
-            if kept["verdict"] != "not run" and not exact:  # what is exact is the same everywhere
+            kept = next((kept for kept in result["claims"] if kept["id"] == one.id), None)
+            if kept is None or kept["verdict"] == "not run":
+                continue
+            exact = any(part["exact"] for part in kept.get("parts") or ())  # which is the same everywhere
+            if one.verdict == "not run" or not exact:
                 told = typeset(str(kept["measured"]))
                 paragraphs.append(f"*Preset `{size}`:* {told}. {_badge(kept['verdict'])}")
         body = "\n\n".join(paragraphs)
