@@ -8,6 +8,7 @@ import functools
 
 import executed
 import pytest
+from browsing import browser, server, tab  # noqa: F401  (fixtures)
 
 import fedlib as fl
 from fedlib import data, experiment

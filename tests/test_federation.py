@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_site import CHROMIUM
+from browsing import in_browser
 
 import fedlib as fl
 
@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "book" / "_static" / "federation.
 ROUNDS, STEPS, BATCH = 5, 4, 8
 A = fl.algorithms
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+pytestmark = in_browser
 
 NORMS = ("none", "layer", "feature", "batch", "ln-g")
 # the page's name of a method -> ours, its settings there, and what differs in the simulation
@@ -36,15 +36,10 @@ RUN = """(given) => {
 
 
 @pytest.fixture(scope="module")
-def page():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.add_script_tag(path=SCRIPT)
-        yield page
-        browser.close()
+def page(browser):
+    page = browser.new_page()
+    page.add_script_tag(path=SCRIPT)
+    return page
 
 
 @pytest.fixture(scope="module")

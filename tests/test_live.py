@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import pytest
+from browsing import SITE, in_browser
 from live import SCRIPTS, digits
-from test_site import SITE, browser, in_browser, server, tab  # noqa: F401  (fixtures)
 
 import fedlib as fl
 
@@ -145,6 +145,12 @@ def test_a_run_that_diverges_says_so(tab):
     one.page.route("**/choices.js*", lambda route: route.fulfill(body=script.replace('"0.3", "1"]', '"1e200"]')))
     one.page.goto(f"{one.server}/{PAGE}.html?lr=1e200", wait_until="load")
     press(one.page, "Play")
+    assert "Try a smaller learning rate" in told(one.page, "Not finite")
+    press(one.page, "Start again")
+    told(one.page, "Round 0")
+    for _ in range(2):  # of the first step, the loss is still finite
+        press(one.page, "Step")
+        told(one.page, "not merged|Not finite")
     assert "Try a smaller learning rate" in told(one.page, "Not finite")
     assert one.page.get_by_role("button", name="Play").is_visible()
 
