@@ -127,6 +127,7 @@ def test_an_address_without_sense_is_told_and_ignored(tab):
     said = told(page, "Not understood")
     assert re.findall(r"\w+=", said) == ["lr=", "cohort=", "split=", "held=", "who="]
     assert state(page) | {"norm": "layer", "lr": "0.1", "cohort": "10", "split": "one"} == state(page)
+    told(opened(tab, "?split=own").page, "ignored: split=own")
     page.get_by_label("local steps").fill("99")
     page.get_by_label("local steps").press("Tab")
     assert told(page, "whole number") == "local steps must be a whole number from 1 to 20."
@@ -134,6 +135,20 @@ def test_an_address_without_sense_is_told_and_ignored(tab):
     page.get_by_label("images of class 3 that client 1 holds", exact=True).fill("5")
     page.keyboard.press("Tab")
     told(page, "Of class 3, 0 images are free for client 1.")
+
+
+@in_browser
+@there
+def test_where_nobody_holds_anything_nothing_is_trained(tab):
+    page = opened(tab, "?held=" + "_".join([".".join("0" * 10)] * 10)).page
+    told(page, "sitting out")
+    for words in ("Round", "Play", "Step"):
+        press(page, words)
+        told(page, "Nobody holds a digit: deal some first.")
+    press(page, "one class each")
+    told(page, "Round 0")
+    press(page, "Round")
+    told(page, "Round 1:")
 
 
 @in_browser

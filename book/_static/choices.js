@@ -79,6 +79,8 @@ const Choices = (() => {
       else if (name !== "highlight" && `${name}=${value}` !== "split=own")
         wrong.push(`${name}=${value}`);
     }
+    const asked = new URLSearchParams(location.search).get("split");
+    if (asked === "own" && state.split !== "own") wrong.push("split=own"); // without a table that says how
     return { state, wrong };
   }
 

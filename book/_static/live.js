@@ -134,6 +134,10 @@ function live(root) {
 
   async function send(what, more = {}) {
     if (busy) return false;
+    if (what !== "make" && !state.held.flat().some(Boolean)) {
+      say("Nobody holds a digit: deal some first.");
+      return false;
+    }
     busy = true;
     last = { ...(await ask({ what, ...more })), waiting: what === "step" };
     busy = false;
