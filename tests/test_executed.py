@@ -160,7 +160,8 @@ def test_pytest_skips_by_name_what_was_executed_and_runs_the_rest(built):
     project, notebook, _ = built
     write_notebook(project / "book" / "02_y.ipynb", "a = 3", "assert a == 3")
     shutil.copytree(ROOT / "book" / "_ext", project / "book" / "_ext")
-    shutil.copy(ROOT / "tests" / "conftest.py", project)
+    for file in ("conftest.py", "browsing.py"):  # the second is imported by the first
+        shutil.copy(ROOT / "tests" / file, project)
     shutil.rmtree(project / "fedlib")  # conftest wants the real one
     executed.write_stamp(project / "_build" / ".jupyter_cache", executed.state(project))
     (project / "pytest.ini").write_text(
