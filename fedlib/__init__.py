@@ -22,6 +22,7 @@ first use, so that ``import fedlib`` stays light::
     compare      what has moved
     plots        how it looks                     explore      how a reader plays
     chapter      what every chapter does         pictures     what measures nothing
+    live         what lives on the page
 
     >>> import fedlib as fl
     >>> data = fl.data.load("digits")
@@ -82,19 +83,19 @@ __all__ = [
 ]
 
 _MODULES = {"chapter", "claims", "construct", "pictures", "plots"}  # of fedlib.book
-_FUNCTIONS = {"explore", "explore_runs"}  # of fedlib.book.explore
+_FUNCTIONS = {"explore": "explore", "explore_runs": "explore", "live": "live", "ask": "live"}  # and their modules
 
 
 def __getattr__(name: str):
     """Load a part of the book when it is first asked for."""
-    if name not in _MODULES | _FUNCTIONS:
+    if name not in _MODULES | _FUNCTIONS.keys():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = import_module(f"fedlib.book.{'explore' if name in _FUNCTIONS else name}")
+        module = import_module(f"fedlib.book.{_FUNCTIONS.get(name, name)}")
     except ModuleNotFoundError as error:
         raise ImportError(f'fl.{name} belongs to the book and needs {error.name}: install "fedlib[book]"') from error
     return getattr(module, name) if name in _FUNCTIONS else module
 
 
 def __dir__() -> list[str]:
-    return sorted(globals().keys() | _MODULES | _FUNCTIONS)
+    return sorted(globals().keys() | _MODULES | _FUNCTIONS.keys())

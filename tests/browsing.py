@@ -87,12 +87,13 @@ def browser():
 class Tab:
     """A browser tab that reaches nothing but the site and notes what went wrong."""
 
-    def __init__(self, browser, server, width=1280, dark=False, scripts=True):
+    def __init__(self, browser, server, width=1280, dark=False, scripts=True, touch=False):
         self.server, self.errors, self.foreign = server, [], []
         self.context = browser.new_context(
             viewport={"width": width, "height": 900},
             java_script_enabled=scripts,
             color_scheme="dark" if dark else "light",
+            has_touch=touch,
         )
         self.explorer = ".explore" if scripts else ".explore-still"
         self.page = self.context.new_page()

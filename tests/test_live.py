@@ -8,9 +8,9 @@ from urllib.parse import parse_qs, urlparse
 import numpy as np
 import pytest
 from browsing import SITE, in_browser
-from live import SCRIPTS, digits
 
 import fedlib as fl
+from fedlib.book.live import SCRIPTS, digits
 
 PAGE = "book/live"
 SAID = ".live-said"
@@ -54,7 +54,7 @@ def test_the_pages_digits_are_the_librarys():
 
 def test_every_script_is_short_enough_to_read():
     folder = fl.claims.book_folder() / "_static"
-    for name in SCRIPTS[1:]:
+    for name in {one for scripts in SCRIPTS.values() for one in scripts} - {"digits.js"}:
         lines = len((folder / name).read_text(encoding="utf-8").splitlines())
         assert lines <= (400 if name == "federation.js" else 250), name
 
@@ -98,8 +98,8 @@ def test_steps_and_a_merge(tab):
 @there
 def test_dragging_and_numbers_give_the_same_state_and_the_address_keeps_it(tab):
     dragged, typed = opened(tab).page, opened(tab).page
-    dot = dragged.locator("circle[data-k='0']")
-    at, to = dot.bounding_box(), dragged.locator("circle[data-k='4']").bounding_box()
+    dot = dragged.locator("[data-drag='0,0']")
+    at, to = dot.bounding_box(), dragged.locator("[data-drag='4,4']").bounding_box()
     dragged.mouse.move(at["x"] + 5, at["y"] + 5)
     dragged.mouse.down()
     dragged.mouse.move(at["x"] + 5, to["y"] + 5, steps=4)
@@ -122,10 +122,78 @@ def test_dragging_and_numbers_give_the_same_state_and_the_address_keeps_it(tab):
 
 @in_browser
 @there
+def test_a_finger_drags_as_a_mouse_does(tab):
+    page = opened(tab, touch=True).page
+    dot, to = page.locator("[data-drag='0,0']").bounding_box(), page.locator("[data-drag='4,4']").bounding_box()
+    send = page.context.new_cdp_session(page).send
+    for share in (0, 0.5, 1):
+        point = {"x": dot["x"] + 5, "y": dot["y"] + 5 + share * (to["y"] - dot["y"])}
+        send("Input.dispatchTouchEvent", {"type": "touchMove" if share else "touchStart", "touchPoints": [point]})
+    send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    told(page, "sitting out: client 1")
+    assert state(page)["split"] == "own"
+
+
+@in_browser
+@there
+def test_the_name_of_a_setting_tries_all_its_values(tab):
+    page = opened(tab, "?norm=layer").page
+    page.get_by_role("button", name="clients per round", exact=True).click()
+    said = told(page, "After 30 rounds, by clients per round", timeout=60000)
+    assert re.findall(r"(\d+) \d+ %", said) == ["1", "2", "3", "5", "10"]
+    assert page.locator(".live-many svg").count() == 5
+    assert state(page)["cohort"] == "10"  # what was chosen stays
+    page.locator("select").first.select_option("none")
+    told(page, "Round 0")
+    assert page.locator(".live-many svg").count() == 0
+
+
+@in_browser
+@there
+def test_the_rows_of_a_classifier_run_furthest_for_the_class_that_a_client_holds(tab):
+    page = opened(tab).page
+    press(page, "Round")
+    told(page, "Round 1:")
+    page.locator("summary", has_text="rows before the merge").click()
+    dots = page.locator("circle.live-fixed")
+    moves = [re.match(r"client (\d+), class (\d): ([\d.]+)", one).groups() for one in dots.all_text_contents()]
+    table = np.zeros((10, 10))
+    for k, c, move in moves:
+        table[int(k) - 1, int(c)] = float(move)
+    assert (table.argmax(1) == np.arange(10)).all()
+
+
+@in_browser
+@there
+def test_a_drawn_digit_is_read_by_all(tab):
+    one = opened(tab)
+    page = one.page
+    page.locator("summary", has_text="Draw a digit").click()
+    page.locator("[data-pixel='0']").focus()
+    for key in ("ArrowDown", "ArrowRight", "Space", "ArrowDown", "Space"):
+        page.keyboard.press(key)
+    pressed = page.locator("[data-pixel][aria-pressed='true']")
+    assert [one.get_attribute("data-pixel") for one in pressed.all()] == ["9", "17"]
+    page.wait_for_function(
+        "document.querySelector('.live details p[role]').textContent.includes('merged network says')"
+    )
+    press(page, "Round")
+    told(page, "Round 1:")
+    press(page, "Ask again")
+    page.wait_for_function("document.querySelector('.live details p[role]').textContent.includes('client 10: ')")
+    said = page.locator(".live details p[role]").inner_text()
+    answers = re.findall(r"client (\d+): (\d)", said)
+    assert len(answers) == 10 and sum(int(k) == int(c) + 1 for k, c in answers) >= 8  # each says what it has seen
+    press(page, "Clear")
+    assert not pressed.count() and not one.errors
+
+
+@in_browser
+@there
 def test_an_address_without_sense_is_told_and_ignored(tab):
     page = opened(tab, "?norm=layer&lr=7&cohort=11&split=four&held=1.2_3&who=me").page
     said = told(page, "Not understood")
-    assert re.findall(r"\w+=", said) == ["lr=", "cohort=", "split=", "held=", "who="]
+    assert sorted(re.findall(r"\w+=", said)) == ["cohort=", "held=", "lr=", "split=", "who="]
     assert state(page) | {"norm": "layer", "lr": "0.1", "cohort": "10", "split": "one"} == state(page)
     told(opened(tab, "?split=own").page, "ignored: split=own")
     page.get_by_label("local steps").fill("99")

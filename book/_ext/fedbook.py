@@ -23,12 +23,11 @@ from importlib import metadata
 from pathlib import Path
 
 import executed
-import live
 import portable
 import scoreboard
 from sphinx.util import logging
 
-from fedlib.book import card, claims
+from fedlib.book import card, claims, live
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -42,7 +41,7 @@ FILES = {
     }
 }
 CSV = {"curves": claims.curves_frame, "tables": claims.tables_frame}  # what of a record can be downloaded
-SCRIPTS = {"book/scoreboard": ("scoreboard.js",), "search": ("search.js",), "book/live": live.SCRIPTS}  # in this order
+SCRIPTS = {"book/scoreboard": ["scoreboard.js"], "search": ["search.js"]}
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +55,7 @@ def setup(app):
     app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", open_copies, priority=900)  # after the theme has made its buttons
     app.connect("build-finished", portable.write_copies)
-    app.connect("build-finished", live.write_digits)
+    app.connect("build-finished", write_digits)
     app.connect("build-finished", write_csv)
     app.connect("autodoc-process-signature", drop_addresses)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -171,7 +170,8 @@ def mend_markup(app, pagename, templatename, context, doctree):
     """
     if "body" not in context:
         return
-    body = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    body = re.sub("<!--live-->.*?<!--/live-->", "", context["body"], flags=re.S)  # the page has these scripts as files
+    body = body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     lines = re.compile(r'<dl>\s*((?:<dd><em class="sig-param">(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>', re.S)
     context["body"] = lines.sub(
         lambda found: '<span class="sig-lines">' + re.sub("<(/?)dd>", r"<\1span>", found[1]) + "</span>", body
@@ -191,9 +191,18 @@ def open_copies(app, pagename, templatename, context, doctree):
 
 
 def add_scripts(app, pagename, templatename, context, doctree):
-    """Scripts that one page alone needs."""
-    for number, name in enumerate(SCRIPTS.get(pagename, ())):
+    """Scripts that a page needs by itself, in their order."""
+    pieces = live.used(context.get("body", ""))
+    for number, name in enumerate(SCRIPTS.get(pagename, []) + pieces):
         app.add_js_file(name, priority=500 + number, loading_method="defer")
+    if pieces:
+        app.add_css_file("live.css")
+
+
+def write_digits(app, error):
+    """The data of the ten clients, as a script, so that a page from disk has them, too."""
+    if error is None and app.builder.format == "html":
+        (Path(app.outdir) / "_static" / "digits.js").write_text(live.digits(), encoding="utf-8")
 
 
 def drop_stale_notebooks(app, config):

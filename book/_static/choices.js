@@ -1,25 +1,29 @@
-// What a reader of a live piece can choose: who holds which digits, and the settings; all of it is in the page's address.
+// What a reader of the ten clients can choose: who holds which digits, and the settings.
 "use strict";
 
 const Choices = (() => {
   const CLIENTS = 10;
+  const NORMS = ["none", "layer", "feature", "batch", "ln-g"];
+  const RATES = ["0.003", "0.01", "0.03", "0.1", "0.3", "1"];
+  const METHODS = Object.keys(Federation.METHODS);
   const PARAMETERS = {
-    norm: { words: "norm", among: ["none", "layer", "feature", "batch", "ln-g"], start: "none" },
-    method: { words: "method", among: Object.keys(Federation.METHODS), start: "FedAvg" },
-    lr: {
-      words: "learning rate",
-      among: ["0.003", "0.01", "0.03", "0.1", "0.3", "1"],
-      start: "0.1",
-    },
-    steps: { words: "local steps", low: 1, high: 20, start: 5 },
-    cohort: { words: "clients per round", low: 1, high: CLIENTS, start: CLIENTS },
-    seed: { words: "seed", low: 0, high: 999, start: 1 },
+    norm: { words: "norm", among: NORMS, start: "none" },
+    method: { words: "method", among: METHODS, start: "FedAvg" },
+    lr: { words: "learning rate", among: RATES, start: "0.1" },
+    steps: { words: "local steps", whole: true, low: 1, high: 20, start: 5 },
+    cohort: { words: "clients per round", whole: true, low: 1, high: CLIENTS, start: CLIENTS },
+    seed: { words: "seed", whole: true, low: 0, high: 999, start: 1 },
   };
-  const SPLITS = {
-    shuffled: "shuffled",
-    two: "two classes each",
-    one: "one class each",
+  // What a sweep over a setting tries.
+  const SWEPT = {
+    norm: NORMS,
+    method: METHODS,
+    lr: RATES,
+    steps: [1, 2, 5, 10, 20],
+    cohort: [1, 2, 3, 5, 10],
+    seed: [1, 2, 3, 4, 5, 6],
   };
+  const SPLITS = { shuffled: "shuffled", two: "two classes each", one: "one class each" };
 
   /** The digits, shades from 0 to 1. */
   function unpacked({ x, y }) {
@@ -57,32 +61,30 @@ const Choices = (() => {
   }
 
   function write({ split, held, ...settings }) {
-    const query = new URLSearchParams({ ...settings, split });
-    if (split === "own") query.set("held", held.map((row) => row.join(".")).join("_"));
-    history.replaceState(null, "", `?${query}${location.hash}`);
+    const table = split === "own" ? { held: held.map((row) => row.join(".")).join("_") } : {};
+    Controls.write({ ...settings, split, ...table });
   }
 
-  /** What the address asks for, and what of it makes no sense. */
-  function read(byClass) {
-    const defaults = Object.entries(PARAMETERS).map(([name, { start }]) => [name, start]);
-    const state = { ...Object.fromEntries(defaults), split: "one", held: dealt(byClass, "one") };
-    const wrong = [];
-    for (const [name, value] of new URLSearchParams(location.search)) {
-      const { among, low, high } = PARAMETERS[name] ?? {};
-      const number = /^\d+$/.test(value) && +value >= low && +value <= high;
-      if (among?.includes(value)) state[name] = value;
-      else if (number) state[name] = +value;
-      else if (name === "split" && value in SPLITS)
-        Object.assign(state, { split: value, held: dealt(byClass, value) });
-      else if (name === "held" && own(byClass, value))
-        Object.assign(state, { split: "own", held: own(byClass, value) });
-      else if (name !== "highlight" && `${name}=${value}` !== "split=own")
-        wrong.push(`${name}=${value}`);
-    }
-    const asked = new URLSearchParams(location.search).get("split");
-    if (asked === "own" && state.split !== "own") wrong.push("split=own"); // without a table that says how
+  /** What the address asks for, and what of it makes no sense. start is what differs from the usual. */
+  function read(byClass, { split: usual = "one", ...start }) {
+    const query = new URLSearchParams(location.search);
+    const specs = Object.entries(PARAMETERS).map(([name, spec]) => [
+      name,
+      { ...spec, start: start[name] ?? spec.start },
+    ]);
+    const { state, wrong } = Controls.read(Object.fromEntries(specs), ["split", "held"]);
+    const [split, text] = [query.get("split"), query.get("held")];
+    const table = text === null ? null : own(byClass, text);
+    const named = split in SPLITS ? split : usual;
+    Object.assign(
+      state,
+      table ? { split: "own", held: table } : { split: named, held: dealt(byClass, named) },
+    );
+    if (text !== null && !table) wrong.push(`held=${text}`);
+    if (split !== null && !(split in SPLITS) && !(split === "own" && table))
+      wrong.push(`split=${split}`);
     return { state, wrong };
   }
 
-  return { CLIENTS, PARAMETERS, SPLITS, unpacked, of, dealt, parts, write, read };
+  return { CLIENTS, PARAMETERS, SWEPT, SPLITS, unpacked, of, dealt, parts, write, read };
 })();

@@ -3,8 +3,9 @@
 
 /** The engine's side: messages in, what there is to see out. The same in a worker and without. */
 function liveHost(engine) {
-  let one, given, random, before, rounds;
-  const accuracy = (from, every = 1) => {
+  let one, given, random, rounds;
+  let kept = []; // the clients' networks as they were before the last merge, or are
+  const right = (from, every = 1) => {
     const { x, y, d } = given.test;
     const some = y.map((_, i) => i).filter((i) => i % every === 0);
     const rows = new Float64Array(some.length * d);
@@ -17,9 +18,20 @@ function liveHost(engine) {
       .shuffled(there(), random)
       .slice(0, given.cohort)
       .sort((a, b) => a - b);
-  const seen = (more) => ({ rounds, accuracy: accuracy(one.server), before, ...more });
-  const look = (every) =>
-    (before = one.locals().map((local) => [local.k, accuracy(local, every), local.steps]));
+  /** How far each row of a client's classifier has moved from the server's, whose last layer it is. */
+  const moved = ({ w, start }) => {
+    const { W, inputs, size } = one.net.layers.at(-1);
+    const of = (c) => [W + c * inputs, W + (c + 1) * inputs];
+    return Array.from({ length: size }, (_, c) =>
+      Math.hypot(...w.slice(...of(c)).map((v, i) => v - start[of(c)[0] + i])),
+    );
+  };
+  let before = []; // of each client: its number, accuracy, local steps, moves of its classifier's rows
+  const look = (every) => {
+    kept = one.locals().slice();
+    before = kept.map((local) => [local.k, right(local, every), local.steps, moved(local)]);
+  };
+  const seen = (more) => ({ rounds, accuracy: right(one.server), before, ...more });
   const stepped = (n) => {
     if (!one.locals().length) one.begin(draw());
     for (const local of one.locals())
@@ -36,8 +48,12 @@ function liveHost(engine) {
       given = message;
       random = engine.generator(given.seed);
       one = engine.federation({ ...given, ...engine.initial(given.net, random) });
-      [before, rounds] = [[], 0];
+      [before, kept, rounds] = [[], [], 0];
       return seen({ fine: true });
+    }
+    if (what === "read") {
+      const answer = (from) => one.predict(message.image, from)[0];
+      return { server: answer(one.server), clients: kept.map((local) => [local.k, answer(local)]) };
     }
     if (what === "merge") return one.locals().length ? merged() : seen({ fine: true });
     stepped(what === "step" ? 1 : given.steps);
@@ -49,19 +65,23 @@ function liveHost(engine) {
   };
 }
 
-/** A function from a message to a promise of the reply. */
+/** A function from a message to a promise of the reply; replies come in the order of the messages. */
 function connected() {
+  let worker;
   try {
     const source = `${makeFederation};${liveHost};const host=liveHost(makeFederation());
       onmessage=({data})=>postMessage(host(data));`;
-    const worker = new Worker(URL.createObjectURL(new Blob([source])));
-    return (message) =>
-      new Promise((done) => {
-        worker.onmessage = ({ data }) => done(data);
-        worker.postMessage(message);
-      });
+    worker = new Worker(URL.createObjectURL(new Blob([source])));
   } catch {
     const host = liveHost(Federation); // a browser that allows no worker here
     return (message) => new Promise((done) => setTimeout(() => done(host(message))));
   }
+  const waiting = [];
+  worker.onmessage = ({ data }) => waiting.shift().done(data);
+  worker.onerror = ({ message }) => waiting.shift()?.failed(new Error(message));
+  return (message) =>
+    new Promise((done, failed) => {
+      waiting.push({ done, failed });
+      worker.postMessage(message);
+    });
 }

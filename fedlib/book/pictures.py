@@ -8,8 +8,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
+from torch import Tensor
 
-from fedlib.book.plots import BLUE, GREEN, GREY, INK, RED
+from fedlib.book.construct import Step
+from fedlib.book.plots import BLUE, GREEN, GREY, INK, OCHRE, RED
 
 CLIENTS = (  # where each stands, how many examples of the classes a to d it holds, whether it is in the cohort
     (1.4, (5, 1, 0, 0), True),
@@ -77,7 +79,7 @@ def bowls(
         paths: (rounds, 2, steps + 1, 2), the clients' local steps.
     """
     grid = np.stack(np.meshgrid(np.linspace(-2.6, 2.6, 120), np.linspace(-1.2, 2.5, 100)), axis=-1)
-    for k, color in enumerate((BLUE, RED)):
+    for k, color in enumerate((BLUE, GREEN)):
         d = grid - a[k]
         height = 0.5 * np.einsum("...i,ij,...j", d, H[k], d)
         look = {"colors": color, "alpha": 0.3, "linewidths": 1}
@@ -88,10 +90,43 @@ def bowls(
         _label(ax, f"$a_{k + 1}$", a[k], (0, -15), color, ha="center")
     ax.plot(*server.T, "o", color=INK, markersize=4)
     _label(ax, "start", server[0], (7, 0), INK, va="center")
-    ax.plot(*best, "*", color=GREEN, markersize=17, markeredgecolor="white", zorder=5)
-    _label(ax, r"$\theta^\star$", best, (0, -20), GREEN, ha="center")
+    ax.plot(*best, "*", color=OCHRE, markersize=17, markeredgecolor="white", zorder=5)
+    _label(ax, r"$\theta^\star$", best, (0, -20), OCHRE, ha="center")
     ax.set(xlim=(-2.6, 2.6), ylim=(-1.2, 2.5), xticks=[], yticks=[], aspect="equal")
     ax.grid(False)
+
+
+def fold(before: Tensor, labels: Tensor, step: Step):
+    """What one LN layer of a constructed classifier does: the line before, the half circle, the line after.
+
+    Args:
+        before: (m,), the points on the line before.
+        labels: (m,), of two classes.
+        step: of `fedlib.book.construct.steps`.
+
+    Returns:
+        The figure.
+    """
+    fig, axes = plt.subplots(3, 1, figsize=(6.4, 4.6), height_ratios=(0.7, 3, 0.7))
+    turn = np.linspace(0, np.pi, 100)
+    axes[1].plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=0.8)
+    axes[1].plot(*(1.15 * np.array([[0, 0], step.axis])).T, color=INK, linewidth=1.2)
+    axes[1].set(xlim=(-1.6, 1.6), ylim=(-0.05, 1.25), aspect="equal")
+    for ax, line, title in ((axes[0], before, "the line before"), (axes[2], step.line, "the line after")):
+        ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+        ax.set_title(title)
+        _scattered(ax, np.stack([line, 0 * line], axis=1), labels)
+    _scattered(axes[1], step.circle.numpy(), labels)
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+    return fig
+
+
+def _scattered(ax, points: np.ndarray, labels: Tensor) -> None:
+    for c, (color, marker) in enumerate(((BLUE, "o"), (RED, "s"))):
+        ax.scatter(*points[labels.numpy() == c].T, color=color, marker=marker, s=45, alpha=0.8)
 
 
 def _label(ax, text: str, at: np.ndarray, away: tuple[int, int], color: str, **placed: Any) -> None:

@@ -2,30 +2,27 @@
 // federation.js is the engine, host.js the way to it.
 "use strict";
 
-const BATCH = 16;
-const SETTINGS = { FedProx: { mu: 0.1 }, FedNAR: { radius: 1, lambda: 0.01 } };
-
-function live(root) {
-  const { make, curves, dots, bars: columns } = Drawing;
+Pieces.clients = (root, given) => {
+  const BATCH = 16;
+  const METHOD = { FedProx: { mu: 0.1 }, FedNAR: { radius: 1, lambda: 0.01 } };
+  const { make, button, group, folded } = Drawing;
   const { CLIENTS, PARAMETERS, SPLITS } = Choices;
   const train = Choices.unpacked(DIGITS.train);
   const test = Choices.unpacked(DIGITS.test);
   const byClass = Choices.of(train.y);
-  const { state, wrong } = Choices.read(byClass);
+  const { state, wrong } = Choices.read(byClass, given);
   const ask = connected();
   let [curve, earlier, last, playing, busy] = [[], [], null, false, false];
 
   // ---- what is on the page
 
   const said = make("p", { role: "status", "aria-live": "polite", class: "live-said" });
+  const say = (words) => (said.textContent = words);
   const field = make("div", { class: "live-field" });
   const table = make("tbody");
   const chart = make("div", { class: "live-chart" });
   const bars = make("div", { class: "live-chart" });
-  const button = (words, action, more = {}) =>
-    make("button", { type: "button", onclick: action, ...more }, words);
-  const group = (words, ...children) =>
-    make("div", { class: "live-row", role: "group", "aria-label": words }, ...children);
+  const rows = make("div", { class: "live-field" });
   const splits = group(
     "who holds which digits",
     ...Object.entries(SPLITS).map(([kind, words]) =>
@@ -33,60 +30,40 @@ function live(root) {
     ),
   );
   const play = button("Play", () => (playing ? (pause(), tell()) : start()));
+  const sweep = sweeper((name, value) => message({ ...state, [name]: value }), say);
+  const sketch = sketchpad((image) => ask({ what: "read", image }));
 
+  /** A setting; its name is a button that tries all values. */
   function control(name) {
-    const { words, among, low, high } = PARAMETERS[name];
-    const changed = ({ target }) => {
-      if (!target.checkValidity() || target.value === "")
-        return say(`${words} must be a whole number from ${low} to ${high}.`);
-      state[name] = among ? target.value : +target.value;
+    const spec = PARAMETERS[name];
+    const changed = (value) => {
+      state[name] = value;
       begin();
     };
-    const input = among
-      ? make(
-          "select",
-          { onchange: changed },
-          ...among.map((one) => new Option(one, one, false, one === state[name])),
-        )
-      : make("input", {
-          type: "number",
-          min: low,
-          max: high,
-          value: state[name],
-          required: "",
-          onchange: changed,
-        });
-    return make("label", {}, `${words} `, input);
+    const all = { class: "live-name", title: `try every ${spec.words}` };
+    const swept = button(spec.words, () => somebody() && (pause(), sweep.show(name)), all);
+    return make("span", {}, swept, Controls.control(spec, state[name], changed, say, ""));
   }
 
   function cell(k, c) {
-    const there = state.held[k][c];
     const changed = ({ target }) => {
-      const free =
-        byClass[c].length - state.held.reduce((a, row, i) => a + (i === k ? 0 : row[c]), 0);
+      const others = state.held.reduce((a, row, i) => a + (i === k ? 0 : row[c]), 0);
+      const free = byClass[c].length - others;
       const number = Math.max(0, Math.min(free, Math.floor(+target.value || 0)));
-      const wrong = number !== +target.value;
+      const asked = +target.value;
       target.value = state.held[k][c] = number;
       state.split = "own";
       drawField();
-      begin(wrong ? `Of class ${c}, ${free} images are free for client ${k + 1}.` : "");
+      begin(number === asked ? "" : `Of class ${c}, ${free} images are free for client ${k + 1}.`);
     };
     const words = `images of class ${c} that client ${k + 1} holds`;
-    return make(
-      "td",
-      {},
-      make("input", {
-        type: "number",
-        min: 0,
-        value: there,
-        "aria-label": words,
-        onchange: changed,
-      }),
-    );
+    const value = state.held[k][c];
+    const input = { type: "number", min: 0, value, "aria-label": words, onchange: changed };
+    return make("td", {}, make("input", input));
   }
 
   function drawField() {
-    field.innerHTML = dots(
+    field.innerHTML = Drawing.dots(
       "clients (rows) and their digits",
       "A dot for each class that a client holds; the table below has the same as numbers",
       state.held,
@@ -98,7 +75,7 @@ function live(root) {
 
   function drawResults() {
     const percent = (100 * last.accuracy).toFixed(1);
-    chart.innerHTML = curves(
+    chart.innerHTML = Drawing.curves(
       "test accuracy of the server (%)",
       `Test accuracy after ${last.rounds} rounds: ${percent} per cent. Grey: the run before.`,
       [
@@ -107,16 +84,24 @@ function live(root) {
       ],
     );
     const words = last.before.map(([k, share]) => `client ${k + 1} ${(100 * share).toFixed(0)}`);
-    bars.innerHTML = columns(
+    bars.innerHTML = Drawing.bars(
       "each client before the merge (%)",
       `Test accuracy before the merge, in per cent: ${words.join(", ") || "no step taken yet"}; merged ${percent}.`,
       state.held.map((_, k) => k + 1),
       last.before,
       last.accuracy,
     );
+    const moves = state.held.map((row) => row.map(() => 0));
+    for (const [k, , , by] of last.before)
+      moves[k] = by.map((move) => (Number.isFinite(move) ? move : 0));
+    rows.innerHTML = Drawing.dots(
+      "how far each class's row of the classifier ran",
+      "A dot for each client and class: how far that row of the client's classifier moved from the server's",
+      moves,
+      (k, c) => `client ${k + 1}, class ${c}: ${moves[k][c].toFixed(3)}`,
+      false,
+    );
   }
-
-  const say = (words) => (said.textContent = words);
 
   function tell() {
     const steps = last.before[0]?.[2] ?? 0;
@@ -132,15 +117,20 @@ function live(root) {
 
   // ---- what happens
 
+  const somebody = () =>
+    state.held.flat().some(Boolean) || (say("Nobody holds a digit: deal some first."), false);
+
   async function send(what, more = {}) {
-    if (busy) return false;
-    if (what !== "make" && !state.held.flat().some(Boolean)) {
-      say("Nobody holds a digit: deal some first.");
-      return false;
-    }
+    if (busy || (what !== "make" && !somebody())) return false;
     busy = true;
-    last = { ...(await ask({ what, ...more })), waiting: what === "step" };
-    busy = false;
+    try {
+      last = { ...(await ask({ what, ...more })), waiting: what === "step" };
+    } catch (error) {
+      say(`The engine stopped: ${error.message}. Start again.`);
+      return false;
+    } finally {
+      busy = false;
+    }
     if (what !== "step")
       curve = [...curve.filter(([t]) => t < last.rounds), [last.rounds, last.accuracy]];
     drawResults();
@@ -148,35 +138,30 @@ function live(root) {
     return last.fine;
   }
 
+  const message = ({ norm, method, lr, steps, cohort, seed, held }) => ({
+    what: "make", net: { sizes: [64, 64, 32, 10], norm, groups: 8 }, ...train, test, parts: Choices.parts(byClass, held, seed),
+    method, lr: +lr, steps, cohort, seed, batch: BATCH, settings: METHOD[method] ?? {},
+  }); // prettier-ignore
+
   async function begin(words = "") {
     pause();
+    sweep.stop();
     while (busy) await new Promise((done) => setTimeout(done, 10));
     if (curve.length > 1) earlier = curve;
     curve = [];
-    const { norm, method, lr, steps, cohort, seed, held } = state;
     Choices.write(state);
-    await send("make", {
-      net: { sizes: [64, 64, 32, 10], norm, groups: 8 }, ...train, test, parts: Choices.parts(byClass, held, seed), method, lr: +lr, steps, cohort,
-      seed, batch: BATCH, settings: SETTINGS[method] ?? {},
-    }); // prettier-ignore
-    const out = held.flatMap((row, k) => (row.some(Boolean) ? [] : [k + 1]));
+    await send("make", message(state));
+    const out = state.held.flatMap((row, k) => (row.some(Boolean) ? [] : [k + 1]));
     if (words) say(words);
     else if (out.length) say(`Without a digit, and so sitting out: client ${out.join(", ")}.`);
   }
 
-  function deal(kind, rows, words = "") {
-    Object.assign(state, { split: kind, held: rows });
+  function deal(kind, held, words = "") {
+    Object.assign(state, { split: kind, held });
     drawField();
-    table.replaceChildren(
-      ...state.held.map((row, k) =>
-        make(
-          "tr",
-          {},
-          make("th", { scope: "row" }, String(k + 1)),
-          ...row.map((_, c) => cell(k, c)),
-        ),
-      ),
-    );
+    const line = (row, k) =>
+      make("tr", {}, make("th", { scope: "row" }, String(k + 1)), ...row.map((_, c) => cell(k, c)));
+    table.replaceChildren(...held.map(line));
     return begin(words);
   }
 
@@ -194,23 +179,22 @@ function live(root) {
   }
 
   // A dot that is dragged takes all images of its class along, to the client where it is dropped.
-  field.addEventListener("pointerdown", (event) => {
-    const { k, c } = event.target.dataset;
-    if (k === undefined) return;
-    event.preventDefault();
-    const box = field.firstChild.getBoundingClientRect();
-    const heightAt = ({ clientY }) => ((clientY - box.top) / box.height) * 304;
-    const moved = (move) => event.target.setAttribute("cy", heightAt(move));
-    const dropped = (up) => {
-      document.removeEventListener("pointermove", moved);
-      const to = Math.max(0, Math.min(CLIENTS - 1, Math.round((heightAt(up) - 36) / 26)));
-      if (to !== +k)
-        [state.held[to][c], state.held[k][c]] = [state.held[to][c] + state.held[k][c], 0];
-      deal(to === +k ? state.split : "own", state.held);
-    };
-    document.addEventListener("pointermove", moved);
-    document.addEventListener("pointerup", dropped, { once: true });
-  });
+  const heightAt = ({ clientY }, svg) => {
+    const box = svg.getBoundingClientRect();
+    return ((clientY - box.top) / box.height) * 304;
+  };
+  Drawing.draggable(
+    field,
+    (name, event, svg) =>
+      svg.querySelector(`[data-drag="${name}"]`).setAttribute("cy", heightAt(event, svg)),
+    (name, event, svg) => {
+      const [k, c] = name.split(",").map(Number);
+      const to = Math.max(0, Math.min(CLIENTS - 1, Math.round((heightAt(event, svg) - 36) / 26)));
+      const held = state.held.map((row) => [...row]);
+      if (to !== k) [held[to][c], held[k][c]] = [held[to][c] + held[k][c], 0];
+      deal(to === k ? state.split : "own", held);
+    },
+  );
 
   const ACTIONS = {
     Step: () => send("step"),
@@ -228,15 +212,15 @@ function live(root) {
     group("settings", ...Object.keys(PARAMETERS).map(control)),
     group("training", ...Object.entries(ACTIONS).map(([words, act]) => button(words, act)), play),
     said,
-    make(
-      "details",
-      {},
-      make("summary", {}, "Who holds what, as numbers"),
+    sweep.box,
+    folded(
+      "Who holds what, as numbers",
       make("div", { ...around, "aria-label": "images of each class, by client" }, numbers),
     ),
+    folded("The classifier's rows before the merge", rows),
+    folded("Draw a digit of your own", sketch.box),
   );
-  const ignored = `Not understood in the address, and ignored: ${wrong.join(", ")}.`;
-  deal(state.split, state.held, wrong.length ? ignored : "");
-}
+  deal(state.split, state.held, Controls.ignored(wrong));
+};
 
-for (const root of document.querySelectorAll(".live")) live(root);
+startPieces();
