@@ -510,7 +510,6 @@ def fedwon(agc: float | None = None, standardised: nn.Module | None = None) -> A
     if agc is not None:
 
         def clip_units(G: Tensor, W: Tensor, local: Local) -> Tensor:
-            assert local.units is not None  # the engine always says what a unit is
             return adaptive_clip(G, W, local.units, local["agc"])
 
         method = replace(method, settings={"agc": float(agc)}, correct=(clip_units,))

@@ -55,7 +55,7 @@ class Clients:
         self.counts = counts.expand(len(w), *counts.shape[-2:])
         self.sizes = self.counts.sum(dim=2)
         self.settings, self.numbers = settings, self._numbers(settings, w)
-        self.units = self.layout.units().to(w.device)
+        self.units = self.layout.units()
         N = self.sizes.shape[1]
         self.memory = {name: w.new_zeros(len(w), N, self.layout.P) for name in algorithm.keeps}
         # What never leaves a client, and the columns where it stands.

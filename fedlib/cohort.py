@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedlib.data import augment, distort, prepare
 from fedlib.dropout import keyed, mixed, own_generator, turn
 from fedlib.fused import Rate, arm
+from fedlib.norms import Units
 from fedlib.workers import Workers, slices
 
 STREAMS = 10  # of a GPU that clients are spread over
@@ -79,16 +80,18 @@ class Layout:
             tensor.data = view
         return own
 
-    def units(self) -> Tensor:
-        """int64 (U,), the number of consecutive columns of each output unit of a parameter row.
+    def units(self) -> Units:
+        """The output units of a parameter row from left to right: (how many, columns of each), equal ones together.
 
         A unit is one index of a weight's first dimension (an output channel, a neuron), or a parameter of fewer than
         two dimensions as a whole (a bias, the scale of a norm).
         """
-        sizes = [
-            [shape[1:].numel()] * shape[0] if len(shape) > 1 else [shape.numel()] for shape in self.parameters.values()
+        each = [
+            (shape[0], shape[1:].numel()) if len(shape) > 1 else (1, shape.numel())
+            for shape in self.parameters.values()
         ]
-        return torch.tensor(list(itertools.chain.from_iterable(sizes)))
+        runs = itertools.groupby(each, key=lambda run: run[1])
+        return tuple((sum(number for number, _ in run), size) for size, run in runs)
 
     def frozen(self, module: nn.Module) -> Tensor | None:
         """bool (P,), the columns of the parameters that do not learn (``requires_grad``); None where all do."""
@@ -150,7 +153,7 @@ class Local:
         global_rows: (S, P), the global vector of each run. ``w`` is the row each client started from.
         numbers: name -> (R, 1), what ``local[name]`` gives: ``lr``; ``weight_decay`` and ``clip``, where any row uses
             them; and the method's own settings.
-        units: int64 (U,), the number of consecutive columns of each output unit; see :meth:`Layout.units`.
+        units: what is an output unit in a row; see :meth:`Layout.units`.
         server_rows: name -> (S, P), what the server told every client (a control variate, say).
         client_rows: name -> (R, P), what each client kept from its earlier rounds.
     """
@@ -161,7 +164,7 @@ class Local:
     counts: Tensor
     global_rows: Tensor
     numbers: dict[str, Tensor]
-    units: Tensor | None = None
+    units: Units = ()
     server_rows: dict[str, Tensor] = field(default_factory=dict)
     client_rows: dict[str, Tensor] = field(default_factory=dict)
 

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 from fedlib import checks
 
+Units = tuple[tuple[int, int], ...]  # of the columns of a row, from left to right: (how many units, columns of each)
+
 __all__ = [
     "KINDS",
     "BatchNorm",
@@ -306,14 +308,19 @@ class ScaledReLU(nn.Module):
         return f"slope={self.slope}, gamma={self.gamma:.4g}"
 
 
-def unit_norms(rows: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-    """Length of each unit's part of every row: rows (R, P), units (U,) the sizes of consecutive parts -> (R, U)."""
-    sizes = units.expand(len(rows), -1)
-    return torch.segment_reduce(rows.square(), "sum", lengths=sizes, axis=1, unsafe=True).sqrt()
+def unit_norms(rows: torch.Tensor, units: Units) -> torch.Tensor:
+    """Length of each unit's part of every row: rows (R, P), and what stands where in them -> (R, units)."""
+    return torch.cat([part.norm(dim=2) for part in _by_unit(rows, units)], dim=1)
+
+
+def _by_unit(rows: torch.Tensor, units: Units) -> list[torch.Tensor]:
+    """Views of rows (R, P), one for each run of units of equal size, (R, units, columns)."""
+    parts = rows.split([number * size for number, size in units], dim=1)
+    return [part.unflatten(1, run) for part, run in zip(parts, units, strict=True)]
 
 
 def adaptive_clip(
-    G: torch.Tensor, W: torch.Tensor, units: torch.Tensor, clipping: float | torch.Tensor, eps: float = 1e-3
+    G: torch.Tensor, W: torch.Tensor, units: Units, clipping: float | torch.Tensor, eps: float = 1e-3
 ) -> torch.Tensor:
     """Adaptive gradient clipping (AGC): shorten the gradient of each unit to `clipping` times the unit's length.
 
@@ -323,17 +330,22 @@ def adaptive_clip(
 
     Args:
         G, W: (R, P), gradients and weights of R clients.
-        units: int64 (U,), the number of consecutive columns of each unit (`cohort.Layout.units`: an output channel of a
-            weight, or a whole bias).
-        clipping: the longest gradient, in lengths of the unit.
+        units: how many units and columns of each, one pair for each run of equal units (`cohort.Layout.units`: a unit
+            is an output channel of a weight, or a whole bias).
+        clipping: the longest gradient, in lengths of the unit; or (R, 1), one for each client.
         eps: the least length of a unit.
 
     Returns:
         (R, P), the gradients.
     """
-    allowed = clipping * unit_norms(W, units).clamp(min=eps)
-    factor = (allowed / unit_norms(G, units).clamp(min=1e-6)).clamp(max=1)
-    return G * factor.repeat_interleave(units, dim=1, output_size=G.shape[1])
+    if isinstance(clipping, torch.Tensor):
+        clipping = clipping[..., None]
+    clipped = []
+    for g, w in zip(_by_unit(G, units), _by_unit(W, units), strict=True):
+        allowed = clipping * w.norm(dim=2, keepdim=True).clamp(min=eps)
+        factor = (allowed / g.norm(dim=2, keepdim=True).clamp(min=1e-6)).clamp(max=1)
+        clipped.append((g * factor).flatten(1))
+    return torch.cat(clipped, dim=1)
 
 
 def norm_layer(

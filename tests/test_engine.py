@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import re
 import warnings
 from types import SimpleNamespace
@@ -744,7 +745,10 @@ def test_units_are_output_channels_and_whole_vectors():
     layout = Layout(WSNet(gain=True))
     named = dict(WSNet(gain=True).named_parameters())
     expected = [size for p in named.values() for size in ([p[0].numel()] * len(p) if p.dim() > 1 else [p.numel()])]
-    assert layout.units().tolist() == expected and layout.units().sum() == layout.P
+    units = layout.units()
+    assert [size for number, size in units for _ in range(number)] == expected
+    assert sum(number * size for number, size in units) == layout.P
+    assert all(one[1] != other[1] for one, other in itertools.pairwise(units))  # equal ones stand together
 
 
 @pytest.mark.heavy

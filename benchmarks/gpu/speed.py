@@ -173,7 +173,7 @@ def plain_loop(shape: Shape, device: str, least: float) -> str:
 def unit_norms(net: nn.Module, device: str, rows: int = 15) -> Iterator[str]:
     """The norms that adaptive gradient clipping needs, of all units at once and tensor by tensor."""
     layout = fl.cohort.Layout(net)
-    W, units = torch.randn(rows, layout.P, device=device), layout.units().to(device)
+    W, units = torch.randn(rows, layout.P, device=device), layout.units()
     ways = {
         "fl.norms.unit_norms": lambda: fl.norms.unit_norms(W, units),
         "by tensor": lambda: [weight.flatten(2).norm(dim=2) for weight in layout.views(W) if weight.dim() > 2],
