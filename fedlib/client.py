@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fedlib import accelerator
 from fedlib.algorithms import Algorithm
 from fedlib.cohort import OF_ALL_METHODS, Batches, Local, Stage, Trainer
 from fedlib.messages import COLUMNS, Down, Up
@@ -144,20 +145,24 @@ class Clients:
     def _local(self, run: Tensor, client: Tensor, batches: Batches, down: Down) -> Local:
         numbers = {name: values[run][:, None] for name, values in self.numbers.items()}
         numbers["lr"] = numbers["lr"] * self.lr_decay**down.t
-        if "weight_decay" in numbers:
-            annealed = down.w.new_tensor([s["annealing"] ** down.t for s in self.settings])
+        if "weight_decay" in numbers and any(s["annealing"] != 1 for s in self.settings):
+            annealed = torch.tensor([s["annealing"] ** down.t for s in self.settings], dtype=down.w.dtype)
+            annealed = accelerator.sent(annealed, down.w.device)
             numbers["weight_decay"] = numbers["weight_decay"] * annealed[run][:, None]
-        steps = down.w.new_tensor([sum(s > 0 for s in row) for row in zip(*batches.size, strict=True)])
+        taken = [sum(size > 0 for size in sizes) for sizes in zip(*batches.size, strict=True)]
+        steps = accelerator.sent(torch.tensor(taken, dtype=down.w.dtype), down.w.device)
         kept = {name: rows[run, client] for name, rows in self.memory.items()}
         return Local(
             run, client, steps[:, None], self.counts[run, client], down.w, numbers, self.units, down.told, kept
         )
 
-    def keep(self, kept: Kept, runs: Tensor) -> None:
-        """The server has used the round of these runs: now, and only now, their clients' memory changes."""
-        for memory, of, clients, rows in kept.rows:
-            on = torch.isin(of, runs)
-            memory[of[on, None], clients[on]] = rows[on]
+    def keep(self, kept: Kept, without: Collection[int] = ()) -> None:
+        """The server has used the round, of all runs but some: now, and only now, their clients' memory changes."""
+        for memory, runs, clients, rows in kept.rows:
+            if without:
+                on = torch.isin(runs, runs.new_tensor([*without]), invert=True)
+                runs, clients, rows = runs[on], clients[on], rows[on]
+            memory[runs[:, None], clients] = rows
 
     def row(self, s: int, k: int, w: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
         """Client k's own network in run s: new rows (P,) and (Q,), the global ones with what stays at home put in."""

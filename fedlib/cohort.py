@@ -4,9 +4,12 @@ The clients of a round start from the same vector w and do not talk until it end
 arithmetic on K independent rows. How the rows get their gradients changes no number beyond rounding:
 
 - ``"clients"``: row by row, ordinary autograd on an ordinary module whose parameters are views of the row. On a CPU the
-  rows are spread over worker threads with one intra-op thread each; on a GPU over the streams of one CUDA graph.
+  rows are spread over worker threads with one intra-op thread each; on a GPU over streams.
 - ``"stacked"``: many rows at once, ``torch.vmap`` over ``torch.func.functional_call``. It divides the cost of launching
   an operation by the number of rows, which is what counts for small networks.
+
+On a GPU local training is done in blocks of steps, each of which is recorded as a CUDA graph where it comes again
+(:mod:`fedlib.accelerator`).
 """
 
 from __future__ import annotations
@@ -15,21 +18,22 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedlib import accelerator
 from fedlib.data import augment, distort, prepare
 from fedlib.dropout import keyed, mixed, own_generator, turn
 from fedlib.fused import Rate, arm
 from fedlib.norms import Units
 from fedlib.workers import Workers, slices
 
-STREAMS = 10  # of a GPU that clients are spread over
+BLOCK = 32  # local steps that a GPU is given at a time: a whole round could be a million operations
 TOGETHER = 512  # images of one client that are made ready at a time
 OF_ALL_METHODS = ("weight_decay", "clip", "annealing")  # numbers that any method can be run with
 
@@ -134,12 +138,21 @@ class Batches:
     key: Tensor | None = None
 
     def take(self, rows: Tensor) -> Batches:
-        """The same for some of the rows, in ascending order."""
+        """The same for some of the rows, in ascending order; ``rows`` lies on the CPU."""
         if len(rows) == len(self.index):
             return self
         size = [[steps[r] for r in rows.tolist()] for steps in self.size]
-        given = (self.shift, self.flip, self.view, self.key)
-        return Batches(self.index[rows], size, *(None if t is None else t[rows] for t in given))
+        given, here = (self.shift, self.flip, self.view, self.key), accelerator.sent(rows, self.index.device)
+        return Batches(self.index[here], size, *(None if t is None else t[here] for t in given))
+
+    def steps(self, some: slice) -> Batches:
+        """The same for some of the steps."""
+        if some == slice(0, len(self.size)):
+            return self
+        given = (self.shift, self.flip, self.view)
+        return Batches(
+            self.index[:, some], self.size[some], *(None if t is None else t[:, some] for t in given), key=self.key
+        )
 
 
 @dataclass
@@ -279,6 +292,7 @@ class Stages:
         self.net, self.layout, self.travels, self.device = copy.deepcopy(net), Layout(net), travels, device
         self.learns = [p.requires_grad for p in net.parameters()]
         self.last: Stage | None = None
+        self.at_home: tuple[Tensor, ...] = ()  # columns of the last one, on the CPU
 
     def __call__(self, t: int) -> Stage:
         if self.last is None or self.travels is not None:
@@ -296,12 +310,13 @@ class Stages:
 
     def _make(self, t: int, key: Hashable, travels: Travels) -> Stage:
         frozen = self.layout.frozen(self.net)
-        at_home, absent = (self.layout.columns(names, self.device) for names in (travels.at_home, travels.absent))
-        before = () if self.last is None else (self.last.at_home, self.last.buffers_at_home)
+        at_home, absent = (self.layout.columns(names, "cpu") for names in (travels.at_home, travels.absent))
+        before, self.at_home = self.at_home, at_home
         if not all(map(torch.equal, before, at_home)):
             raise ValueError(f"what stays at home must be the same in every round, but round {t + 1} has other names")
-        frozen = None if frozen is None else frozen.to(self.device)
-        return Stage(t, self._prepare, key, frozen, *at_home, absent[0])
+        frozen = None if frozen is None else accelerator.sent(frozen, self.device)
+        home = (accelerator.sent(columns, self.device) for columns in at_home)
+        return Stage(t, self._prepare, key, frozen, *home, accelerator.sent(absent[0], self.device))
 
 
 def _mode(net: nn.Module) -> tuple[Hashable, ...]:
@@ -330,7 +345,7 @@ class _LocalLoss(nn.Module):
         self.net, self.loss, self.dropout = net, loss, keyed(net)
         self.rate, self.fused = Rate(), frozenset()  # of dense layers that step by themselves: see Trainer
 
-    def forward(self, x: Tensor, y: Tensor, told: dict[str, Tensor], key: Tensor | None, step: int) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, told: dict[str, Tensor], key: Tensor | None, step: int | Tensor) -> Tensor:
         if key is not None:
             turn(self.dropout, key, step)
         return self.loss(self.net, x, y, told)
@@ -352,6 +367,7 @@ class Trainer:
             them.
         workers: CPU threads that share the rows or chunks. The result has the same bits for any number of them.
         autocast: dtype of autocast, or None.
+        tf32: whether a GPU may round the factors of products to 10 bits, in the network and nowhere else.
         draws: the network draws random numbers that are not dropout's. Engine "clients" with one worker then gives the
             global generators a state of their own for each row.
         channels_last: whether images lie as N,H,W,C in memory; default: where the network has convolutions.
@@ -373,6 +389,7 @@ class Trainer:
         chunk: int = 16,
         workers: Workers | None = None,
         autocast: torch.dtype | None = None,
+        tf32: bool = False,
         draws: bool = False,
         channels_last: bool | None = None,
         fused: Collection[str] = (),
@@ -388,18 +405,20 @@ class Trainer:
         self.mean, self.std = normalisation or (None, None)
         self.padding, self.engine, self.chunk = padding, engine, chunk
         self.names = [f"net.{name}" for name in (*self.layout.parameters, *self.layout.buffers)]
-        self.autocast = autocast
+        self.autocast, self.tf32 = autocast, tf32
         self.dtype = next(net.parameters()).dtype
         self.workers = workers or Workers(device=images.device)
         # One module a worker: binding a module to a row changes the module, so threads must not share one.
-        self.losses = [_LocalLoss(copy.deepcopy(net).train(), loss) for _ in range(self.workers.count)]
-        if engine == "clients" and not self.direction and not images.is_cuda and autocast is None:
+        # On the device with all it has, buffers of whole numbers too, which are no part of a row.
+        nets = [copy.deepcopy(net).train().to(images.device) for _ in range(self.workers.count)]
+        self.losses = [_LocalLoss(net, loss) for net in nets]
+        if engine == "clients" and not self.direction and images.device.type == "cpu" and autocast is None:
             for loss_of in self.losses:
                 loss_of.fused = arm(loss_of.net, fused, loss_of.rate)
-        self.streams = [torch.cuda.Stream() for _ in range(STREAMS)] if images.is_cuda else []
         self.draws = draws
-        # Without capture a GPU runs every operation as it comes; a graph would replay the generator's state.
-        self.capture, self.graphs = not draws, Graphs()
+        # A recording would replay the generator's state.
+        self.recordings = accelerator.Recordings(possible=not draws)
+        self.numbers = accelerator.Numbers(images.device)
         self.key: Hashable = None
         self.frozen: Tensor | None = None
         self.enter(Stages(net, None, images.device)(0))
@@ -409,8 +428,7 @@ class Trainer:
         for loss_of in self.losses:
             stage(loss_of.net)
         if self.key != stage.key:
-            # A captured graph replays the stage it was captured in, and reads that stage's mask where it lay then.
-            self.graphs, self.key, self.frozen = Graphs(self.graphs), stage.key, stage.frozen
+            self.key, self.frozen = stage.key, stage.frozen
 
     def __call__(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
         """Local training of all R rows.
@@ -418,12 +436,11 @@ class Trainer:
         Returns:
             (R,) the mean training loss of each row over its local steps.
         """
-        given = (W, buffers, batches, local)
-        if W.is_cuda:
-            train = self._train_on_streams
-            losses = self.graphs(train, *given) if self.capture else train(*given)
+        if accelerator.on(W):
+            with accelerator.guard(W.device), accelerator.tf32(self.tf32, W.device):
+                losses = self._train_in_blocks(W, buffers, batches, local)
         else:
-            losses = self._train_on_threads(*given)
+            losses = self._train_on_threads(W, buffers, batches, local)
         return losses / local.steps[:, 0].clamp(min=1)
 
     def _jobs(self, R: int) -> tuple[Callable, list[slice]]:
@@ -431,19 +448,46 @@ class Trainer:
         train = self._train_stacked if self.engine == "stacked" else self._train_client
         return train, slices(R, size)
 
-    def _train_on_streams(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
-        """Rows or chunks side by side on CUDA streams: one client's small kernels leave most of a GPU idle."""
-        losses = W.new_zeros(len(W))
+    def _train_in_blocks(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
+        """A few steps of all rows at a time, on tensors that lie where they lay in the round before."""
+        self.recordings.begin(W.shape)
+        held = self.recordings.held
+        rows = (held("W", W), held("buffers", buffers), held("losses", W.new_zeros(len(W))))
+        local = _mapped(local, lambda name, tensor: held(("local", name), tensor))
+        for some in slices(len(batches.size), BLOCK):
+            here = _mapped(batches.steps(some), lambda name, tensor: held(("batches", name), tensor))
+            first = held("first", W.new_full((), some.start, dtype=torch.int64))
+            key = (self.key, self.chunk, str(here.size), tuple((t.shape, t.dtype) for t in _leaves(local, here)))
+            self._device_members(here.size)
+            work = partial(self._train_block, *rows, here, local, first)
+            why = self.recordings.do(key, work, rows, alive=(self.frozen, here, local))
+            if why is not None:
+                warnings.warn(f"local training runs without a CUDA graph, which is slower: {why}", stacklevel=4)
+        W.copy_(rows[0])
+        buffers.copy_(rows[1])
+        return rows[2].clone()
+
+    def _train_block(
+        self, W: Tensor, buffers: Tensor, losses: Tensor, batches: Batches, local: Local, first: Tensor
+    ) -> None:
         train, jobs = self._jobs(len(W))
-        main = torch.cuda.current_stream()
-        for stream in self.streams:
-            stream.wait_stream(main)
-        for number, rows in enumerate(jobs):
-            with torch.cuda.stream(self.streams[number % len(self.streams)]):
-                self._in_memory(train, self.losses[0], rows, W, buffers, batches, local, losses)
-        for stream in self.streams:
-            main.wait_stream(stream)
-        return losses
+        work = [
+            partial(self._in_memory, train, self.losses[0], rows, W, buffers, batches, local, losses, first)
+            for rows in jobs
+        ]
+        # Chunks are large, and what bounds their memory is that they follow one another.
+        if self.engine == "clients":
+            accelerator.side_by_side(work)
+        else:
+            for job in work:
+                job()
+
+    def _device_members(self, sizes: list[list[int]]) -> None:
+        """Put the numbers of rows that go together on the device: in a recording it would be too late."""
+        for rows, row in itertools.product(self._jobs(len(sizes[0]))[1], sizes):
+            for _, members in _same(row, rows):
+                if isinstance(members, list):
+                    self.numbers(members)
 
     def _train_on_threads(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
         losses = W.new_zeros(len(W))
@@ -453,7 +497,7 @@ class Trainer:
         def work(loss_of: _LocalLoss) -> None:
             # Every worker takes the next job when it is free; which worker trains a row changes no bit of it.
             for rows in queue:
-                self._in_memory(train, loss_of, rows, W, buffers, batches, local, losses)
+                self._in_memory(train, loss_of, rows, W, buffers, batches, local, losses, 0)
 
         self.workers.map(work, self.losses)
         return losses
@@ -468,17 +512,19 @@ class Trainer:
         batches: Batches,
         local: Local,
         losses: Tensor,
+        first: int | Tensor,
     ) -> None:
         """Train the rows together; if the device's memory does not hold that, from the start in two halves."""
         size = rows.stop - rows.start
-        before = (W[rows].clone(), buffers[rows].clone()) if size > 1 else ()
+        before = [t[rows].clone() for t in (W, buffers, losses)] if size > 1 else []
         try:
-            return train(loss_of, rows, W, buffers, batches, local, losses)
+            return train(loss_of, rows, W, buffers, batches, local, losses, first)
         except torch.cuda.OutOfMemoryError:
             if size == 1:
                 raise
         # Not in the except clause: there the error still holds the tensors of the step that failed.
-        W[rows], buffers[rows], losses[rows] = *before, 0.0
+        for tensor, was in zip((W, buffers, losses), before, strict=True):
+            tensor[rows] = was
         half = (size + 1) // 2
         if half < self.chunk:
             warnings.warn(
@@ -487,10 +533,10 @@ class Trainer:
                 stacklevel=2,
             )
             self.chunk = half
-        if W.is_cuda:
-            torch.cuda.empty_cache()
+        if accelerator.on(W):
+            accelerator.tidy()
         for part in (slice(rows.start, rows.start + half), slice(rows.start + half, rows.stop)):
-            self._in_memory(train, loss_of, part, W, buffers, batches, local, losses)
+            self._in_memory(train, loss_of, part, W, buffers, batches, local, losses, first)
 
     def _batch(self, batches: Batches, rows: slice | Tensor | int, t: int | slice, size: int) -> tuple[Tensor, Tensor]:
         """Images, float (..., B, C, H, W) on the device, and labels (..., B) of some steps.
@@ -510,7 +556,8 @@ class Trainer:
                 x = x.clone(memory_format=torch.contiguous_format)
         x = prepare(x, self.mean, self.std, dtype=self.dtype)
         if batches.view is not None:
-            x = distort(x, batches.view[rows, t, :size])
+            with accelerator.tf32(False, x.device):  # 10 bits are less than a pixel
+                x = distort(x, batches.view[rows, t, :size])
         return x, self.labels[index]
 
     def _client_batches(self, batches: Batches, r: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -524,12 +571,16 @@ class Trainer:
             for i, size in enumerate(sizes[some]):
                 yield x[i, :size], y[i, :size]
 
-    def precision(self) -> torch.autocast:
+    @contextmanager
+    def precision(self) -> Iterator[None]:
         """The context of forward passes."""
+        device = self.images.device
         # Without its cache, because cached casts would not be part of a CUDA graph.
-        return torch.autocast(self.images.device.type, self.autocast, self.autocast is not None, cache_enabled=False)
+        casts = torch.autocast(device.type, self.autocast, self.autocast is not None, cache_enabled=False)
+        with casts, accelerator.tf32(self.tf32, device):
+            yield
 
-    def _generator(self, key: Tensor | None, step: int) -> AbstractContextManager:
+    def _generator(self, key: Tensor | None, step: int | Tensor) -> AbstractContextManager:
         """What the network draws from in one step, where it draws."""
         if not self.draws or key is None:
             return nullcontext()
@@ -551,15 +602,18 @@ class Trainer:
         batches: Batches,
         local: Local,
         losses: Tensor,
+        first: int | Tensor,
     ) -> None:
         r, row, local = rows.start, W[rows], local.take(rows)
         parameters = self.layout.bind(loss_of.net, W[r], buffers[r])
         learning: list[Tensor] = [p for p in parameters if p.requires_grad]
         rate = self._rate(local)
-        loss_of.rate.lr, loss_of.rate.decay = (None, 0.0) if W.is_cuda else rate
+        loss_of.rate.lr, loss_of.rate.decay = (None, 0.0) if accelerator.on(W) else rate
         told, total = {name: value[0] for name, value in local.told.items()}, 0.0
         key = None if batches.key is None else batches.key[r]
         for step, (x, y) in enumerate(self._client_batches(batches, r)):
+            if key is not None:  # which dropout follows, as it follows the number of the step
+                step = first + step
             with self.precision(), self._generator(key, step):
                 loss = loss_of(x, y, told, key, step)
             # A dense layer that has stepped by itself has no gradient.
@@ -570,14 +624,14 @@ class Trainer:
             else:
                 gradients = _with_zeros(gradients, parameters)
                 self._step(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), row, local)
-        losses[r] = total
+        losses[r] += total
 
     @staticmethod
     def _rate(local: Local) -> tuple[Any, Any]:
         """Learning rate and weight decay of one client: tensors on a GPU, which numbers would make it wait for."""
         lr = local["lr"][0, 0]
         decay = local["weight_decay"][0, 0] if "weight_decay" in local.numbers else torch.zeros_like(lr)
-        return (lr, decay) if lr.is_cuda else (lr.item(), decay.item())
+        return (lr, decay) if accelerator.on(lr) else (lr.item(), decay.item())
 
     def _train_stacked(
         self,
@@ -588,15 +642,17 @@ class Trainer:
         batches: Batches,
         local: Local,
         losses: Tensor,
+        first: int | Tensor,
     ) -> None:
         taken: dict[tuple[int, ...], Local] = {}
         for t, sizes in enumerate(batches.size):
             # Rows with batches of the same size go together: padding would disturb batch statistics.
-            for size, members in _same(sizes, rows):
-                here, key = W[members], () if isinstance(members, slice) else tuple(members.tolist())
+            for size, numbers in _same(sizes, rows):
+                members = numbers if isinstance(numbers, slice) else self.numbers(numbers)
+                here, key = W[members], () if isinstance(numbers, slice) else tuple(numbers)
                 if key not in taken:
                     taken[key] = local.take(members)
-                loss = self._stacked_step(loss_of, here, buffers, members, batches, taken[key], t, size)
+                loss = self._stacked_step(loss_of, here, buffers, members, batches, taken[key], t, size, first)
                 losses[members] += loss
                 if not isinstance(members, slice):
                     W[members] = here
@@ -611,6 +667,7 @@ class Trainer:
         local: Local,
         t: int,
         size: int,
+        first: int | Tensor,
     ) -> Tensor:
         x, y = self._batch(batches, members, t, size)
         # Copies, because vmap's batch norm updates a buffer in place only if its rows are contiguous.
@@ -625,9 +682,9 @@ class Trainer:
             tensors: list[Tensor], x: Tensor, y: Tensor, told: dict[str, Tensor], key: Tensor | None
         ) -> Tensor:
             own = dict(zip(self.names, tensors, strict=True))
-            return torch.func.functional_call(loss_of, own, (x, y, told, key, t))
+            return torch.func.functional_call(loss_of, own, (x, y, told, key, step))
 
-        key = None if batches.key is None else batches.key[members]
+        key, step = (None, t) if batches.key is None else (batches.key[members], first + t)
         with self.precision():
             each = torch.vmap(loss_of_row, in_dims=(0, 0, 0, 0, None if key is None else 0))
             loss = each([*parameters, *stats], x, y, local.told, key)
@@ -641,59 +698,6 @@ class Trainer:
         if stats:
             buffers[members] = torch.cat([b.flatten(1) for b in stats], dim=1)
         return loss.detach()
-
-
-class Graphs:
-    """Replays local training as one CUDA graph, since at these sizes launching kernels takes longer than running them.
-
-    A graph is captured of a pattern of shapes and batch sizes the second time in a row that it is met, and kept until
-    another one is: patterns that change from round to round (unequal clients, epochs) are not worth capturing and run
-    eagerly, and so does a last wave that is smaller than the others. So does a network that cannot be captured, after
-    a warning.
-    """
-
-    def __init__(self, before: Graphs | None = None):
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: list[Tensor] = []
-        self.losses = torch.zeros(0)
-        self.key, self.last = None, None
-        self.possible, self.captures = True, 0 if before is None else before.captures
-
-    def __call__(
-        self, train: Callable[..., Tensor], W: Tensor, buffers: Tensor, batches: Batches, local: Local
-    ) -> Tensor:
-        tensors = [W, buffers, *_leaves(batches), *_leaves(local)]
-        key = (str(batches.size), *[t.shape for t in tensors])
-        again, self.last = key == self.last, key
-        if key != self.key or self.graph is None:
-            if not again or not self.possible:
-                return train(W, buffers, batches, local)
-            self.graph = self.key = None  # its inputs make room for the new one's, and it must not be replayed on them
-            try:
-                self.graph = self._capture(train, tensors, batches, local)
-            except RuntimeError as error:
-                self.possible = False
-                warnings.warn(f"local training runs without a CUDA graph, which is slower: {error}", stacklevel=2)
-                return train(W, buffers, batches, local)
-            self.key = key
-        for own, tensor in zip(self.inputs, tensors, strict=True):
-            own.copy_(tensor)
-        self.graph.replay()
-        W.copy_(self.inputs[0])
-        buffers.copy_(self.inputs[1])
-        return self.losses
-
-    def _capture(
-        self, train: Callable[..., Tensor], tensors: list[Tensor], batches: Batches, local: Local
-    ) -> torch.cuda.CUDAGraph:
-        self.inputs = [t.clone() for t in tensors]
-        rest = iter(self.inputs[2:])
-        static = (self.inputs[0], self.inputs[1], _with_leaves(batches, rest), _with_leaves(local, rest))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.losses = train(*static)
-        self.captures += 1
-        return graph
 
 
 def _descend(
@@ -732,27 +736,28 @@ def _with_zeros(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]
     return [torch.zeros_like(p) if g is None else g for g, p in zip(own, parameters, strict=True)]
 
 
-def _leaves(record: Batches | Local) -> list[Tensor]:
-    """The tensors of a dataclass, those in its dictionaries included, in order."""
-    values = [getattr(record, f.name) for f in fields(record)]
-    nested = [v for value in values for v in (value.values() if isinstance(value, dict) else [value])]
-    return [v for v in nested if isinstance(v, Tensor)]
+def _leaves(*records: Batches | Local) -> list[Tensor]:
+    """The tensors of dataclasses, those in their dictionaries included, in order."""
+    found: list[Tensor] = []
+    for record in records:
+        _mapped(record, lambda _, tensor: found.append(tensor))
+    return found
 
 
-def _with_leaves(record: Batches | Local, tensors: Iterator[Tensor]) -> Batches | Local:
-    """The same dataclass with its tensors replaced by the next ones of ``tensors``."""
+def _mapped(record: Any, function: Callable[[str, Tensor], Any]) -> Any:
+    """The same dataclass with function(name, tensor) in the place of each tensor, also of those in its dictionaries."""
 
-    def swap(value: object) -> object:
+    def swap(name: str, value: object) -> object:
         if isinstance(value, dict):
-            return {name: next(tensors) for name in value}
-        return next(tensors) if isinstance(value, Tensor) else value
+            return {key: swap(f"{name}, {key}", one) for key, one in value.items()}
+        return function(name, value) if isinstance(value, Tensor) else value
 
-    return replace(record, **{f.name: swap(getattr(record, f.name)) for f in fields(record)})
+    return replace(record, **{f.name: swap(f.name, getattr(record, f.name)) for f in fields(record)})
 
 
-def _same(sizes: list[int], rows: slice) -> Iterator[tuple[int, slice | Tensor]]:
+def _same(sizes: list[int], rows: slice) -> Iterator[tuple[int, slice | list[int]]]:
     """Groups of rows with equal, non-zero batch sizes: (size, the slice itself or the row numbers)."""
     here = sizes[rows]
     for size in sorted(set(here) - {0}, reverse=True):
         members = [rows.start + i for i, s in enumerate(here) if s == size]
-        yield size, rows if len(members) == len(here) else torch.tensor(members)
+        yield size, rows if len(members) == len(here) else members

@@ -31,13 +31,13 @@ def keyed(net: nn.Module) -> list[Keyed]:
     return found
 
 
-def turn(layers: list[Keyed], key: Tensor | int, step: int) -> None:
+def turn(layers: list[Keyed], key: Tensor | int, step: int | Tensor) -> None:
     """Let the layers draw the masks of one local step of the client whose round has this key (int64, a scalar)."""
     for layer in layers:
         layer.key, layer.calls = mixed(torch.as_tensor(key), step), 0
 
 
-def mixed(key: Tensor, number: int) -> Tensor:
+def mixed(key: Tensor, number: int | Tensor) -> Tensor:
     """Another key, by a key and a number: 62 bits."""
     low, high = key & LOW, (key >> 32) & LOW
     low = _scrambled(low ^ _scrambled(high + 0x9E3779B9 * (number + 1)))

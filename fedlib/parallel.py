@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fedlib import workers
+from fedlib import accelerator, workers
 
 
 def side_by_side(
@@ -50,7 +50,7 @@ def side_by_side(
         raise ValueError(f"keys must differ from one another, got {keys!r}")
     cores = workers.cores()
     found: dict[Hashable, Any] = {}
-    if min(cores, len(keys)) <= 1 or torch.cuda.is_available():
+    if min(cores, len(keys)) <= 1 or accelerator.there():
         for key in keys:
             found[key] = function(key)
             each(key, found[key])
@@ -75,7 +75,7 @@ def side_by_side(
 
 def warm_up() -> None:
     """Start the processes of :func:`side_by_side` in the background, which takes them some seconds of imports."""
-    if workers.cores() > 1 and not torch.cuda.is_available():
+    if workers.cores() > 1 and not accelerator.there():
         for _ in range(workers.cores()):
             _executor(workers.cores()).submit(int)
 

@@ -16,12 +16,13 @@ Clients count from 1 here because NumPy takes ``[seed, t, 0]`` for ``[seed, t]``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedlib import accelerator
 from fedlib.cohort import Batches
 
 AUGMENTATIONS = ("crop", "flip", "flip+crop")
@@ -76,17 +77,28 @@ class Schedule:
         Returns:
             clients, int64 (S, K), in ascending order; and their batches, of S * K rows.
         """
+        return self.send(self.prepare(seeds, t))
+
+    def send(self, drawn: tuple[Tensor, Batches]) -> tuple[Tensor, Batches]:
+        """The same on ``device``."""
+        clients, batches = drawn
+        rows = {name: value for name, value in vars(batches).items() if isinstance(value, Tensor)}
+        there = {name: accelerator.sent(value, self.device) for name, value in rows.items()}
+        return accelerator.sent(clients, self.device), replace(batches, **there)
+
+    def prepare(self, seeds: Sequence[int], t: int) -> tuple[Tensor, Batches]:
+        """What :meth:`draw` gives, on the CPU; it can be drawn while another round trains."""
         cohorts = {seed: self.cohort(seed, t) for seed in dict.fromkeys(seeds)}
         drawn = {seed: [self.turn(seed, t, k) for k in cohort.tolist()] for seed, cohort in cohorts.items()}
         turns = [turn for seed in seeds for turn in drawn[seed]]
         T, B = (max(turn.index.shape[axis] for turn in turns) for axis in (0, 1))
         size = [[turn.size[i] if i < len(turn.size) else 0 for turn in turns] for i in range(T)]
-        clients = self._there(np.stack([cohorts[seed] for seed in seeds]))
+        clients = torch.from_numpy(np.stack([cohorts[seed] for seed in seeds]))
         index = self._padded([turn.index for turn in turns], T, B)
         shift, flip, view = (
             self._any([getattr(turn, name) for turn in turns], T, B) for name in ("shift", "flip", "view")
         )
-        key = self._there(np.array([turn.key for turn in turns])) if self.keys else None
+        key = torch.from_numpy(np.array([turn.key for turn in turns])) if self.keys else None
         return clients, Batches(index, size, shift, flip, view, key)
 
     def cohort(self, seed: int, t: int) -> np.ndarray:
@@ -130,14 +142,11 @@ class Schedule:
         return self._padded(there, T, B) if there else None
 
     def _padded(self, arrays: Sequence[np.ndarray], T: int, B: int) -> Tensor:
-        """(R, T, B, ...), the arrays of R clients one above the other, on the device."""
+        """(R, T, B, ...), the arrays of R clients one above the other."""
         rows = np.zeros((len(arrays), T, B, *arrays[0].shape[2:]), arrays[0].dtype)
         for row, array in zip(rows, arrays, strict=True):
             row[: array.shape[0], : array.shape[1]] = array
-        return self._there(rows)
-
-    def _there(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return torch.from_numpy(rows)
 
 
 def local_batches(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedlib.accelerator import Numbers
 from fedlib.algorithms import ServerOpt, Update
 from fedlib.messages import Down, Totals
 
@@ -34,6 +35,7 @@ class Server:
         self.opt, self.w, self.buffers, self.clients, self.told = opt, w, buffers, clients, tuple(told)
         self.settings = [dict(own) for own in settings]
         self.memory = {name: self._initial(value) for name, value in opt.memory.items()}
+        self.numbers = Numbers(w.device)
 
     def _initial(self, value: float | None | Callable[[Mapping], float]) -> Tensor:
         """(S, P), what a memory starts as."""
@@ -71,9 +73,9 @@ class Server:
             together.setdefault(tuple(self.settings[s].items()), []).append(s)
         fine = torch.ones(len(self.w), dtype=torch.bool, device=self.w.device)
         for key, members in together.items():
-            some = torch.tensor(members, device=self.w.device)
+            some = self.numbers(members)
             fine[some] = self._move(totals, some, t, dict(key), frozen, expected)
-        return fine[torch.tensor(list(runs), device=self.w.device, dtype=torch.int64)]
+        return fine[self.numbers(runs)]
 
     def _move(
         self,

@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fedlib import accelerator, checks, fingerprint, fused
 from fedlib import checkpoint as checkpoints
-from fedlib import checks, fingerprint, fused
 from fedlib import workers as cpu
 from fedlib.algorithms import Algorithm, check_setting, clip, decay, fedavg
 from fedlib.client import Clients, Kept
@@ -331,8 +332,13 @@ class Simulation:
             raise ValueError(f"lr_decay must lie in (0, 1], got {lr_decay!r}")
         _check_words(data, augment=augment, normalise=normalise, engine=engine, precision=precision)
         self.device = _device(device)
-        if precision == "tf32" and self.device.type != "cuda":
+        if precision == "tf32" and not accelerator.on(self.device):
             raise ValueError(f"precision 'tf32' needs a CUDA device, this run is on {self.device.type!r}")
+        if precision == "bf16" and accelerator.on(self.device) and not accelerator.has_bf16(self.device):
+            raise ValueError(
+                "precision 'bf16' needs a GPU that computes in bfloat16; this one would emulate it, more slowly than "
+                "'float32'"
+            )
         dtype = torch.float64 if precision == "float64" else torch.float32
         networks = _networks(model, [s["seed"] for s in self.settings], dtype)
         self.probe = _probe(networks[0], data, self.algorithm.objective.labels)
@@ -387,6 +393,9 @@ class Simulation:
         self.diverged: list[str | None] = [None] * len(self.settings)
         self.losses = dict.fromkeys(range(len(self.settings)), math.nan)
         self.t, self.seconds = 0, 0.0
+        self.numbers = accelerator.Numbers(self.device)
+        self.drawing = ThreadPoolExecutor(1, "draws")
+        self.ahead: tuple[tuple[list[int], int], Future] | None = None
         self.evaluated_every: int | None = None  # of a checkpoint that was loaded
 
     def _make_sides(self, networks: list[nn.Module], data: Data) -> None:
@@ -418,6 +427,7 @@ class Simulation:
             chunk=config["chunk"],
             workers=self.workers,
             autocast=torch.bfloat16 if config["precision"] == "bf16" else None,
+            tf32=config["precision"] == "tf32",
             draws=self.probe.draws,
             channels_last=self.probe.channels_last,
             fused=() if direction else self._fused(),
@@ -482,46 +492,56 @@ class Simulation:
         if not self.live:
             return
         # Sums over clients are short: threads that wait for one another there cost more than they save.
-        with one_thread(self.device):
+        with one_thread(self.device), accelerator.tf32(False, self.device):
             began, stage, down = self.live, self.stages(self.t), self.server.begin(self.t)
             self.clients.enter(stage)
-            clients, batches = self.schedule.draw([self.settings[s]["seed"] for s in began], self.t)
+            clients, batches = self._draw([self.settings[s]["seed"] for s in began])
             totals, kept = Totals.none(down.w, down.buffers), Kept()
-            sizes = self.clients.sizes[torch.tensor(began, device=self.device)]
-            examples = sizes.gather(1, clients).sum(dim=1, keepdim=True)
+            examples = self.clients.sizes[self.numbers(began)].gather(1, clients).sum(dim=1, keepdim=True)
             rows = torch.arange(clients.numel()).view(clients.shape)
             for some in slices(clients.shape[1], self.config["wave"]):
                 here = [i for i, s in enumerate(began) if self.diverged[s] is None]  # not in an earlier wave either
                 if not here:
                     break
-                runs = torch.tensor(began, device=self.device)[here]
-                own = batches.take(rows[here, some].flatten())
-                kept += self._wave(runs, clients[here, some], own, examples[here], down, totals)
+                own, at = batches.take(rows[here, some].flatten()), self.numbers(here)
+                runs = [began[i] for i in here]
+                kept += self._wave(runs, clients[at, some], own, examples[at], down, totals)
             if self.live:
                 fine = self.server.move(totals, self.live, self.t, frozen=stage.frozen)
-                for s in [s for s, moved in zip(self.live, fine.tolist(), strict=True) if not moved]:
+                moved, losses = fine.tolist(), totals.losses.tolist()
+                for s in [s for s, well in zip(self.live, moved, strict=True) if not well]:
                     self._end(s, "the server's weights, memory or batch statistics", "after its step")
-                self.clients.keep(kept, torch.tensor(self.live, device=self.device, dtype=torch.int64))
-                self.losses = dict(enumerate(totals.losses.tolist()))
+                self.clients.keep(kept, without=[s for s in began if self.diverged[s] is not None])
+                self.losses = dict(enumerate(losses))
             self.t += 1
 
+    def _draw(self, seeds: list[int]) -> tuple[Tensor, Batches]:
+        """This round's clients and batches. On a GPU the next one's are drawn while this one trains."""
+        if not accelerator.on(self.device):
+            return self.schedule.draw(seeds, self.t)
+        ahead, self.ahead = self.ahead, None
+        drawn = ahead[1].result() if ahead and ahead[0] == (seeds, self.t) else self.schedule.prepare(seeds, self.t)
+        self.ahead = ((seeds, self.t + 1), self.drawing.submit(self.schedule.prepare, seeds, self.t + 1))
+        return self.schedule.send(drawn)
+
     def _wave(
-        self, runs: Tensor, clients: Tensor, batches: Batches, examples: Tensor, down: Down, totals: Totals
+        self, runs: list[int], clients: Tensor, batches: Batches, examples: Tensor, down: Down, totals: Totals
     ) -> Kept:
         """Train some clients of each run, and add what they send to the totals."""
+        of = self.numbers(runs)
         try:
-            up, kept, finite = self.clients.train(runs, clients, batches, down)
+            up, kept, finite = self.clients.train(of, clients, batches, down)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise self._lone(clients, batches) from error
         fine = self._mark(runs, clients, finite)
-        if fine.any():
-            if not fine.all():
-                runs, examples, up = runs[fine], examples[fine], up.take(fine)
-            collect, everybody = self.algorithm.server.collect, self.clients.sizes[runs].sum(dim=1, keepdim=True)
-            more = Totals.of(up, down, runs, examples, everybody, collect, self.workers)
-            totals.add(more, runs)
+        if fine:
+            if len(fine) < len(runs):
+                at = self.numbers(fine)
+                of, examples, up = of[at], examples[at], up.take(at)
+            collect, everybody = self.algorithm.server.collect, self.clients.sizes[of].sum(dim=1, keepdim=True)
+            totals.add(Totals.of(up, down, of, examples, everybody, collect, self.workers), of)
         return kept
 
     def _lone(self, clients: Tensor, batches: Batches) -> ValueError:
@@ -534,13 +554,14 @@ class Simulation:
             "local_steps instead of local_epochs, or take another norm"
         )
 
-    def _mark(self, runs: Tensor, clients: Tensor, finite: Tensor) -> Tensor:
-        """(S,) which runs are still finite; the others are marked as diverged and keep the state they had."""
-        for s, row, who in zip(runs.tolist(), finite.tolist(), clients.tolist(), strict=True):
+    def _mark(self, runs: list[int], clients: Tensor, finite: Tensor) -> list[int]:
+        """Positions of the runs that are still finite; the others are marked, and keep the state they had."""
+        rows = finite.tolist()
+        for i, (s, row) in enumerate(zip(runs, rows, strict=True)):
             if not all(row):
-                names = ", ".join(str(k) for k, fine in zip(who, row, strict=True) if not fine)
+                names = ", ".join(str(k) for k, fine in zip(clients[i].tolist(), row, strict=True) if not fine)
                 self._end(s, "weights or loss", f"on client(s) {names}")
-        return finite.all(dim=1)
+        return [i for i, row in enumerate(rows) if all(row)]
 
     def _end(self, s: int, what: str, where: str, t: int | None = None) -> None:
         """Mark a run as diverged in round ``t`` (1, 2, ...), the one at work when left out."""
@@ -557,19 +578,24 @@ class Simulation:
 
     def evaluate(self) -> None:
         """Add a line to the history of every live run."""
-        with one_thread(self.device):
+        with one_thread(self.device), accelerator.tf32(False, self.device):
             w, stage = self.server.shown(), self.stage
             moved = stage.count(self.layout, 1 + len(self.algorithm.shared))
             down, up = (4 * self.config["clients_per_round"] * numbers for numbers in moved)
             net = stage(copy.deepcopy(self.net)).to(self.device).eval()
-            for s in self.live:
-                valid, pooled, by_client = math.nan, math.nan, []
-                if self.algorithm.objective.labels:
-                    valid, _ = self._accuracies(net, s, w[s], "val")
-                    pooled, by_client = self._accuracies(net, s, w[s], "test")
-                    if math.isnan(sum([pooled, *by_client])) or math.isnan(valid) and self.data.x_val is not None:
-                        self._end(s, "the outputs of the network", "on test images", self.t)
-                        continue
+            live, told = self.live, {}
+            if self.algorithm.objective.labels:
+                told = {s: [self._accuracies(net, s, w[s], split) for split in ("val", "test")] for s in live}
+            # One copy to the host for all of them.
+            found = [one for both in told.values() for one in both if one is not None]
+            values = iter(torch.cat(found).tolist() if found else ())
+            for s in live:
+                both = [[next(values) for _ in one] if one is not None else [math.nan] for one in told.get(s, ())]
+                (valid, *_), (pooled, *by_client) = both or ([math.nan], [math.nan])
+                wanted = [pooled, *by_client, *([valid] if self.data.x_val is not None else [])]
+                if both and math.isnan(sum(wanted)):
+                    self._end(s, "the outputs of the network", "on test images", self.t)
+                    continue
                 mean = sum(by_client) / len(by_client) if by_client else math.nan
                 self.history[s].append({
                     "round": self.t, "loss": self.losses[s], "validation": valid, "accuracy": pooled,
@@ -599,21 +625,21 @@ class Simulation:
         """The stage of the last round: what was frozen, which blocks were there."""
         return self.stages(max(self.t - 1, 0))
 
-    def _accuracies(self, net: nn.Module, s: int, w: Tensor, split: str) -> tuple[float, list[float]]:
-        """Pooled accuracy on the images of a split, ``"test"`` or ``"val"``, and each client's own; NaN without images.
+    def _accuracies(self, net: nn.Module, s: int, w: Tensor, split: str) -> Tensor | None:
+        """Pooled accuracy on the images of a split (``"test"``, ``"val"``), then each client's; None without images.
 
         Where parts of the network stay on the clients there is no global model: each client's own network is judged
         on its own images (on all of the split where nobody has its own), and the pooled accuracy counts those.
         """
         if getattr(self.data, f"x_{split}") is None:
-            return math.nan, []
+            return None
         buffers, own = self.server.buffers[s], self.own[self.settings[s]["seed"]][split]
         if not self.clients.personal:
             right = self._correct(net, w, buffers, split)
-            return right.mean().item(), [right[p].mean().item() for p in own or ()]
+            return torch.stack([right.mean(), *(right[p].mean() for p in own or ())])
         index = own or [None] * self.config["clients"]
         rights = [self._correct(net, *self.clients.row(s, k, w, buffers), split, some) for k, some in enumerate(index)]
-        return torch.cat(rights).mean().item(), [r.mean().item() for r in rights]
+        return torch.stack([torch.cat(rights).mean(), *(r.mean() for r in rights)])
 
     def _correct(self, net: nn.Module, w: Tensor, buffers: Tensor, split: str, index: Tensor | None = None) -> Tensor:
         """(N,), 1.0 for each image of a split that the network classifies correctly with the weights of row ``w``.
@@ -917,14 +943,14 @@ def _threads(workers: int | None, device: torch.device) -> int:
 def _device(wanted: str | torch.device | None) -> torch.device:
     """The device asked for, or CUDA where there is one."""
     if wanted is None:
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = accelerator.KIND if accelerator.there() else "cpu"
     try:
         if not isinstance(wanted, (str, torch.device)):  # 0 would be the first GPU to torch, and nothing to others
             raise RuntimeError("a number is no name; 'cuda:0' is the first GPU")
         device = torch.device(wanted)
     except RuntimeError as error:
         raise ValueError(f"device must be 'cpu', 'cuda' or another name torch knows, got {wanted!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and not accelerator.there():
         raise ValueError(f"device {wanted!r} was asked for, but torch finds no CUDA GPU here; leave it out for the CPU")
     return device
 
@@ -943,7 +969,7 @@ def _networks(model: nn.Module | Callable[[], nn.Module], seeds: list[int], dtyp
     for seed in seeds:
         if seed not in made:
             with own_generator(seed):
-                made[seed] = _check_model(model()).to(dtype)
+                made[seed] = _check_model(model()).cpu().to(dtype)
     return [made[seed] for seed in seeds]
 
 
@@ -957,7 +983,7 @@ def _check_model(net: object) -> nn.Module:
 
 def _chunk(net: nn.Module, device: torch.device, rows: int) -> int:
     """How many rows are stacked together: on a GPU all of them."""
-    return rows if device.type == "cuda" else min(rows, CHUNK if convolutional(net) else DENSE_CHUNK)
+    return rows if accelerator.on(device) else min(rows, CHUNK if convolutional(net) else DENSE_CHUNK)
 
 
 def _choose_engine(net: nn.Module, device: torch.device, data: Data, rows: int) -> str:
@@ -967,7 +993,7 @@ def _choose_engine(net: nn.Module, device: torch.device, data: Data, rows: int) 
     """
     weights = sum(p.numel() for p in net.parameters())
     small = weights < 100_000 and data.x_train[0].numel() <= 256 and rows > 2
-    return "stacked" if device.type == "cuda" or small else "clients"
+    return "stacked" if accelerator.on(device) or small else "clients"
 
 
 def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, clients: int, device: torch.device) -> int:
@@ -975,11 +1001,7 @@ def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, clients: int, devi
 
     Warns where it does not even hold what all clients keep between rounds.
     """
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    else:
-        free = psutil.virtual_memory().available
+    free = accelerator.free(device) if accelerator.on(device) else psutil.virtual_memory().available
     row = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
     kept = runs * clients * row * len(algorithm.keeps)
     if kept > free:

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import itertools
 import re
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedlib import algorithms, models, norms, partition, schedule, simulate, texts
-from fedlib.cohort import Batches, Graphs, Layout, Local, Trainer
+from fedlib.cohort import Layout, Local, Trainer
 from fedlib.data import Data, from_arrays
 from fedlib.workers import cores
 
@@ -348,35 +347,6 @@ def test_waves_change_nothing_but_the_memory_they_need(data, parts, method, engi
         assert (everything(a.model()) - everything(b.model())).abs().max() < 1e-12
         assert (everything(a.model(2)) - everything(b.model(2))).abs().max() < 1e-12
         assert a.history["loss"].tolist() == pytest.approx(b.history["loss"].tolist(), rel=1e-12)
-
-
-def test_a_graph_is_not_replayed_after_another_pattern_could_not_be_captured(monkeypatch):
-    """Patterns a, a (captured), b, b (cannot be captured), a: trained eagerly, and so right."""
-    graphs, captured = Graphs(), []
-
-    def capture(self, train, tensors, batches, local):
-        self.inputs = [t.clone() for t in tensors]
-        if captured:
-            raise RuntimeError("no")
-        captured.append(tensors)
-        self.losses = torch.zeros(1)
-        return SimpleNamespace(replay=lambda: self.inputs[0].add_(1))
-
-    def train(W, buffers, batches, local):
-        W.add_(1)
-        return torch.zeros(len(W))
-
-    monkeypatch.setattr(Graphs, "_capture", capture)
-    for rows, calls in ((2, 2), (3, 2), (2, 2)):
-        batches = Batches(torch.zeros(rows, 1, 1, dtype=torch.int64), [[1] * rows])
-        W = torch.zeros(rows, 4)
-        local = Local.alone(torch.zeros(rows, 4))
-        with warnings.catch_warnings(record=True):
-            warnings.simplefilter("always")
-            for _ in range(calls):
-                graphs(train, W, torch.zeros(rows, 0), batches, local)
-        assert W.tolist() == [[float(calls)] * 4] * rows
-    assert captured and not graphs.possible
 
 
 def test_a_wave_is_what_the_free_memory_allows(data, parts, monkeypatch):
@@ -767,10 +737,10 @@ def test_a_full_memory_halves_the_chunk_and_changes_nothing(data, parts, monkeyp
     """A device that holds the training of ``fits`` clients, and notices only after a step."""
     train, sizes = Trainer._train_stacked, []
 
-    def small(self, loss_of, rows, W, buffers, batches, local, losses):
+    def small(self, loss_of, rows, W, buffers, batches, local, losses, first):
         sizes.append(rows.stop - rows.start)
         if sizes[-1] <= fits:
-            return train(self, loss_of, rows, W, buffers, batches, local, losses)
+            return train(self, loss_of, rows, W, buffers, batches, local, losses, first)
         for tensor in (W, buffers, losses):
             tensor[rows] += 1
         raise torch.cuda.OutOfMemoryError("out of memory")

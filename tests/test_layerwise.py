@@ -406,16 +406,16 @@ def test_a_network_given_with_frozen_parameters_keeps_them(noise, parts):
         assert {place for place in before if torch.equal(before[place], after[place])} == {"patches"}
 
 
-def test_a_stage_keeps_its_mask_where_a_captured_graph_reads_it(noise):
+def test_a_stage_keeps_its_mask_where_a_recording_reads_it(noise):
     trainer = cohort.Trainer(encoder(), nt_xent, images=noise.x_train, labels=noise.y_train)
     stages = cohort.Stages(encoder(), layerwise(simclr(), phases(DEPTH), 2).travels)
     trainer.enter(stages(2))
-    mask, graphs = trainer.frozen, trainer.graphs
+    mask, key = trainer.frozen, trainer.key
     assert mask.dtype == torch.bool and mask.any() and not mask.all()
     trainer.enter(stages(3))
-    assert trainer.frozen is mask and trainer.graphs is graphs
+    assert trainer.frozen is mask and trainer.key == key
     trainer.enter(stages(4))
-    assert trainer.graphs is not graphs and not torch.equal(trainer.frozen, mask)
+    assert trainer.key != key and not torch.equal(trainer.frozen, mask)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -287,7 +287,7 @@ def test_the_bowls_by_keyboard(tab):
     one = opened(tab, "bowls")
     page = one.page
     before = said(page)
-    page.get_by_label("clip radius A").focus()
+    page.locator(".live").get_by_label("clip radius A").focus()
     for _ in range(40):
         page.keyboard.press("ArrowRight")
     assert float(state(page)["ball"]) > 2 and said(page) != before

@@ -87,8 +87,8 @@ class Machine:
         assert finite.all()
         return packed(up)
 
-    def keep(self, runs: list[int]) -> None:
-        self.clients.keep(self.kept, torch.tensor(runs))
+    def keep(self) -> None:
+        self.clients.keep(self.kept)
 
 
 def federate(make, data: Data, parts: list, algorithm: A.Algorithm, K: int, **work) -> tuple[Server, list[Machine]]:
@@ -111,11 +111,10 @@ def federate(make, data: Data, parts: list, algorithm: A.Algorithm, K: int, **wo
             cohort = sizes[clients[runs]].sum(dim=1, keepdim=True)
             more = Totals.of(up, server.begin(t), torch.tensor(runs), cohort, sizes.sum(), algorithm.server.collect)
             totals.add(unpacked(Totals, packed(more)), torch.tensor(runs))
-            machine.runs = runs
         expected = sizes[clients].sum(dim=1)
         server.move(totals, range(len(SEEDS)), t, frozen=machines[0].stages(t).frozen, expected=expected)
         for k in clients.unique().tolist():
-            machines[k].keep(machines[k].runs)
+            machines[k].keep()
     return server, machines
 
 

@@ -60,7 +60,7 @@ def correct(device: str, deadline: float, small: bool) -> Iterator[str]:
                 continue
             largest = np.max([weights, history])
             worst, verdict = np.max([worst, largest]), "ok " if largest < AGREE else "BAD"
-            captures = sim.clients.trainer.graphs.captures
+            captures = sim.clients.trainer.recordings.made
             yield f"{verdict} {name} captures {captures}: {weights:.1e}, history {history:.1e} {notes(told)}".rstrip()
     yield f"largest difference {worst:.1e}"
 
@@ -68,7 +68,7 @@ def correct(device: str, deadline: float, small: bool) -> Iterator[str]:
 def trained(case: Case, capture: bool = True, **options) -> fl.Simulation:
     """The federation after its rounds, evaluated halfway and at the end."""
     sim = fl.Simulation(case.model, case.data, case.parts, case.algorithm, **{**case.options, **options})
-    sim.clients.trainer.capture = capture
+    sim.clients.trainer.recordings.possible = capture
     for t in range(1, case.rounds + 1):
         sim.step()
         if t in (case.rounds // 2, case.rounds):
@@ -119,7 +119,7 @@ def after(device: str, deadline: float, small: bool) -> Iterator[str]:
             torch.rand(3, device=device)
             if device != "cpu":
                 torch.cuda.empty_cache()
-            yield f"ok  {name}: captures {sim.clients.trainer.graphs.captures} {notes(told)}".rstrip()
+            yield f"ok  {name}: captures {sim.clients.trainer.recordings.made} {notes(told)}".rstrip()
         except Exception as error:
             yield f"BAD {name}: {type(error).__name__}: {str(error)[:300]}"
 

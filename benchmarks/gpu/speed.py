@@ -128,7 +128,7 @@ def measured(
     times: list[float] = []
     try:
         sim = fl.Simulation(shape.model, shape.data, shape.parts, **sizes, **options)
-        sim.clients.trainer.capture = variant.capture
+        sim.clients.trainer.recordings.possible = variant.capture
         while len(times) < FEWEST or sum(times) < least:
             times.append(seconds(sim.step, device))
         seeds = [own["seed"] for own in sim.settings]

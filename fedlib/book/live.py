@@ -122,7 +122,7 @@ def ask(
     asked = f"<p><strong>Before you look:</strong> {html.escape(question)}</p>"
     if not np.isfinite(values).all():
         return Piece("ask", f'<div class="ask" data-begun="no">{asked}<p>That was not run here.</p></div>')
-    mean, ends = values.mean(), list(interval(values)) if len(values) > 1 else []
+    mean, ends = float(values.mean()), list(interval(values.tolist())) if len(values) > 1 else []
     told = f"We measured {mean:.3g} {unit}"
     told += f", with a 95 % interval over {len(values)} seeds from {ends[0]:.3g} to {ends[1]:.3g}." if ends else "."
     if paper is not None:
