@@ -46,6 +46,11 @@ def free(device: torch.device) -> int:
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
+def wait(device: torch.device) -> None:
+    """Until it has done all that it was told."""
+    torch.cuda.synchronize(device)
+
+
 def tidy() -> None:
     """Give back what the allocator keeps for later."""
     torch.cuda.empty_cache()

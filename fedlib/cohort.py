@@ -315,8 +315,8 @@ class Stages:
         if not all(map(torch.equal, before, at_home)):
             raise ValueError(f"what stays at home must be the same in every round, but round {t + 1} has other names")
         frozen = None if frozen is None else accelerator.sent(frozen, self.device)
-        home = (accelerator.sent(columns, self.device) for columns in at_home)
-        return Stage(t, self._prepare, key, frozen, *home, accelerator.sent(absent[0], self.device))
+        own, own_buffers, without = (accelerator.sent(columns, self.device) for columns in (*at_home, absent[0]))
+        return Stage(t, self._prepare, key, frozen, own, own_buffers, without)
 
 
 def _mode(net: nn.Module) -> tuple[Hashable, ...]:

@@ -266,7 +266,8 @@ class Simulation:
         val_parts: the same for the validation images (:func:`fedlib.data.hold_out`), where parts of the network stay on
             the clients; each client's own network is then judged on its own.
         device: default ``"cuda"`` where there is one.
-        engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. ``Run.config`` has the choice.
+        engine: ``"clients"``, ``"stacked"`` or ``"auto"``; see :mod:`fedlib.cohort`. ``Run.config`` has the choice,
+            which a GPU makes by timing: the first rounds are trained by either, three each.
         chunk: rows stacked together; halved, with a warning, when a GPU's memory does not hold their training.
         wave: clients of each run that are trained at a time, at most. A round trains its cohort in waves of about the
             same size and adds up what they send, so that a wave bounds the memory for weights and their training.
@@ -377,7 +378,7 @@ class Simulation:
             "normalise": normalise,
             "precision": precision,
             "device": self.device.type,
-            "engine": _choose_engine(networks[0], self.device, data, rows) if engine == "auto" else engine,
+            "engine": engine if engine != "auto" else _choose_engine(networks[0], self.device, data, rows),
             "chunk": chunk or _chunk(networks[0], self.device, rows),
             "wave": -(-K // waves),
         }
@@ -415,7 +416,8 @@ class Simulation:
         self.stages = Stages(self.net, algorithm.travels, self.device)
         self.normalisation = (data.mean, data.std) if config["normalise"] else None
         direction = self._direction()
-        trainer = Trainer(
+        trainer = partial(
+            Trainer,
             self.net,
             algorithm.objective.loss,
             direction,
@@ -423,7 +425,6 @@ class Simulation:
             labels=self.data.y_train,
             normalisation=self.normalisation,
             padding=PADDING,
-            engine=config["engine"],
             chunk=config["chunk"],
             workers=self.workers,
             autocast=torch.bfloat16 if config["precision"] == "bf16" else None,
@@ -432,6 +433,8 @@ class Simulation:
             channels_last=self.probe.channels_last,
             fused=() if direction else self._fused(),
         )
+        engines = ENGINES[1:] if config["engine"] == "auto" else (config["engine"],)
+        self.trial = Trial({engine: trainer(engine=engine) for engine in engines}, self.device)
         labels = data.y_train.cpu()
         of_seed = {
             seed: torch.stack([labels[torch.from_numpy(p)].bincount(minlength=data.num_classes) for p in held.train])
@@ -446,7 +449,7 @@ class Simulation:
             for seed, held in self.held.items()
         }
         self.clients = Clients(
-            trainer, algorithm, counts, w, buffers, self.settings, self.stages(0), config["lr_decay"]
+            self.trial.next, algorithm, counts, w, buffers, self.settings, self.stages(0), config["lr_decay"]
         )
         own = [{name: s[name] for name in algorithm.numbers} for s in self.settings]
         self.server = Server(algorithm.server, w, buffers, own, config["clients"], algorithm.shared)
@@ -491,6 +494,12 @@ class Simulation:
         """
         if not self.live:
             return
+        self.clients.trainer = self.trial.next
+        with self.trial:
+            self._step()
+        self.config["engine"] = self.trial.next.engine
+
+    def _step(self) -> None:
         # Sums over clients are short: threads that wait for one another there cost more than they save.
         with one_thread(self.device), accelerator.tf32(False, self.device):
             began, stage, down = self.live, self.stages(self.t), self.server.begin(self.t)
@@ -852,6 +861,39 @@ def _check_kinds(model: object, data: object, algorithm: object) -> None:
         raise ValueError(f"model must be a function without arguments, got {model!r}: {error}") from error
 
 
+class Trial:
+    """Which of some trainers to take: each has the rounds that it takes to be fast, and the last of them is timed.
+
+    Attributes:
+        next: the trainer of the round to come; the faster one, once that is known.
+    """
+
+    ROUNDS = 3  # as they come, recorded, replayed: see fedlib.accelerator
+
+    def __init__(self, trainers: Mapping[str, Trainer], device: torch.device):
+        self.trainers, self.device = dict(trainers), device
+        self.seconds: dict[str, list[float]] = {engine: [] for engine in trainers}
+        self.began: float | None = None
+        self.next = next(iter(self.trainers.values()))
+
+    def __enter__(self) -> None:
+        if len(self.trainers) > 1:
+            accelerator.wait(self.device)
+            self.began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        if self.began is None:
+            return
+        accelerator.wait(self.device)
+        self.seconds[self.next.engine].append(time.perf_counter() - self.began)
+        self.began = None
+        waiting = [engine for engine, took in self.seconds.items() if len(took) < self.ROUNDS]
+        if not waiting:
+            best = min(self.seconds, key=lambda engine: self.seconds[engine][-1])
+            self.trainers = {best: self.trainers[best]}
+        self.next = self.trainers[waiting[0]] if waiting else next(iter(self.trainers.values()))
+
+
 @dataclass
 class Held:
     """Who holds what under one seed: positions of each client's images; None where a split has none of its own."""
@@ -989,11 +1031,13 @@ def _chunk(net: nn.Module, device: torch.device, rows: int) -> int:
 def _choose_engine(net: nn.Module, device: torch.device, data: Data, rows: int) -> str:
     """Stacked where launching an operation costs more than doing it: small images and few weights on a CPU.
 
-    There vmap costs as much as two or three rows.
+    There vmap costs as much as two or three rows. On a GPU that is not known beforehand: ``"auto"``.
     """
+    if accelerator.on(device):
+        return "auto"
     weights = sum(p.numel() for p in net.parameters())
     small = weights < 100_000 and data.x_train[0].numel() <= 256 and rows > 2
-    return "stacked" if accelerator.on(device) or small else "clients"
+    return "stacked" if small else "clients"
 
 
 def _fitting(net: nn.Module, algorithm: Algorithm, runs: int, clients: int, device: torch.device) -> int:

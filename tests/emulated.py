@@ -278,6 +278,7 @@ def emulated(monkeypatch):
         "free": lambda device: LOG.memory,
         "guard": lambda device: contextlib.nullcontext(),
         "tidy": lambda: None,
+        "wait": lambda device: LOG.wait("synchronize"),
         "sent": lambda tensor, device: tensor.to(device, non_blocking=True),
         "side_by_side": side_by_side,
         "no_waiting": lambda: forbidden("waiting"),

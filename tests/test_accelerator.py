@@ -14,6 +14,7 @@ from fedlib.cohort import BLOCK
 
 A = algorithms
 ROUNDS = 4
+STACKED = {"engine": "stacked"}
 EQUAL = {"local_steps": 3, "batch_size": 8}
 CLIPPED = {"weight_decay": [0.1], "clip": [1.0]}
 EPOCHS = {"local_epochs": 1, "batch_size": 32}
@@ -141,7 +142,7 @@ def test_what_a_step_launches(case, emulated, digits, parts):  # noqa: F811
 
 
 def test_a_long_round_is_a_few_blocks(emulated, digits, parts):  # noqa: F811
-    sim = fl.Simulation(cnn(), digits, parts, lr=[0.1], local_steps=2 * BLOCK + 6, batch_size=4, device=KIND)
+    sim = fl.Simulation(cnn(), digits, parts, lr=[0.1], local_steps=2 * BLOCK + 6, batch_size=4, device=KIND, **STACKED)
     for _ in range(5):
         sim.step()
     # The second block is the first one's second meeting; the rest is met once a round.
@@ -152,7 +153,7 @@ def test_a_long_round_is_a_few_blocks(emulated, digits, parts):  # noqa: F811
 
 
 def test_waves_of_two_sizes_are_both_recorded(emulated, digits, parts):  # noqa: F811
-    sim = fl.Simulation(cnn(), digits, parts[:5], lr=[0.1], **EQUAL, wave=3, device=KIND)
+    sim = fl.Simulation(cnn(), digits, parts[:5], lr=[0.1], **EQUAL, wave=3, device=KIND, **STACKED)
     for _ in range(4):
         sim.step()
     assert emulated.recordings == 2 and emulated.replays == 6
@@ -161,7 +162,7 @@ def test_waves_of_two_sizes_are_both_recorded(emulated, digits, parts):  # noqa:
 def test_stages_that_come_again_are_recorded_once(emulated, digits, parts):  # noqa: F811
     """Blocks are left out at random, so that a stage changes nearly every round, and comes again."""
     method = A.layerwise(A.simclr(), A.phases(4), 12, budget=3)
-    sim = fl.Simulation(encoder, digits, parts, method, lr=[0.1], **EQUAL, device=KIND)
+    sim = fl.Simulation(encoder, digits, parts, method, lr=[0.1], **EQUAL, device=KIND, **STACKED)
     keys = set()
     for _ in range(48):
         sim.step()
@@ -280,3 +281,22 @@ def test_tf32_is_for_the_network_alone(emulated, digits, parts, precision):  # n
         sim.step()
         sim.evaluate()
     assert seen == {"network": (precision == "tf32",) * 2, "sums": (False, False)}
+
+
+def test_engines_are_timed_and_the_faster_one_goes_on(emulated, digits, parts, monkeypatch):  # noqa: F811
+    """By a clock that says what each round took: the engine "clients" 3 s, "stacked" 2."""
+    sim = fl.Simulation(cnn(), digits, parts, lr=[0.1], **EQUAL, device=KIND, precision="float64")
+    ticks = iter([0, 9, 0, 9, 0, 3, 0, 9, 0, 9, 0, 2])
+    monkeypatch.setattr(simulate.time, "perf_counter", lambda: next(ticks))
+    used = []
+    for _ in range(8):
+        used.append(sim.trial.next.engine)
+        sim.step()
+    assert used == ["clients"] * 3 + ["stacked"] * 5 and sim.runs()[0].config["engine"] == "stacked"
+    emulated.clear()
+    sim.step()
+    assert sum(emulated.waits.values()) <= 3  # nothing is timed any more
+    alone = fl.Simulation(cnn(), digits, parts, lr=[0.1], **EQUAL, device=KIND, precision="float64", engine="clients")
+    for _ in range(9):
+        alone.step()
+    assert (weights(sim) - weights(alone)).abs().max() < 1e-12
