@@ -12,6 +12,7 @@ Each module answers one question::
     server       the other side                   checkpoint   a federation on disk
     simulate     the rounds                       measure      what we look at
     parallel     trainings side by side           experiment   a table of runs, each tuned
+    accelerator  what is asked of a GPU
 
 The book needs more, in ``fedlib.book``, which ``pip install "fedlib[book]"`` brings the packages for. It is loaded on
 first use, so that ``import fedlib`` stays light::
