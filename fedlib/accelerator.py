@@ -15,6 +15,7 @@ from torch import Tensor
 KIND = "cuda"
 STREAMS = 10  # that clients are spread over
 GRAPHS = 8  # that are kept; the one whose last use is longest ago goes
+ALIGNED = 32  # numbers to which rows are filled up
 SHAPES = 4  # of the rows that are trained: more of them, with a place of its own for each, would fill the memory
 SPARE = 1.2  # free memory that a recording must find, in units of what the work took unrecorded
 
@@ -174,13 +175,16 @@ class Recordings:
     pool: Any = None
 
     def held(self, name: Hashable, tensor: Tensor) -> Tensor:
-        """The same numbers in a place that stays, for every tensor of this name, shape and type."""
+        """The same numbers in a place that stays, for every tensor of this name, shape and type.
+
+        The rows of a matrix begin at multiples of 128 bytes (of float32), which kernels read in larger pieces.
+        """
         key = (name, tensor.shape, tensor.dtype)
         if key not in self.places:
-            self.places[key] = tensor.clone(memory_format=torch.contiguous_format)
-            return self.places[key]
-        place = self.places[key]
-        return place if place is tensor else place.copy_(tensor)
+            *before, last = tensor.shape if tensor.dim() == 2 else (*tensor.shape, 0)
+            wide = -(-last // ALIGNED) * ALIGNED
+            self.places[key] = tensor.new_empty(*before, wide)[:, :last] if last else torch.empty_like(tensor)
+        return self.places[key].copy_(tensor)
 
     def begin(self, shape: Hashable) -> None:
         """A round of work of this shape: of too many different ones, all are forgotten, with the memory they hold."""

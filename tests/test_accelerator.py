@@ -125,6 +125,40 @@ def test_a_round_is_recorded_and_right(case, engine, digits, parts, unequal, exp
     assert (weights(sim) - expected[case, engine]).abs().max() < (1e-6 if "BN" in case else 1e-12)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("engine", ["stacked", "clients"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_real_gpu_gives_what_a_cpu_gives(case, engine, recorded, digits, parts, unequal, expected, tmp_path):
+    """And goes on from a checkpoint."""
+    held = unequal if CASES[case][3] else parts
+    sim = simulated(case, digits, held, "cuda", engine)
+    sim.clients.trainer.recordings.possible = recorded
+    for _ in range(ROUNDS - 1):
+        sim.step()
+    sim.save(tmp_path / "half")
+    again = simulated(case, digits, held, "cuda", engine)
+    again.load(tmp_path / "half")
+    for one in (sim, again):
+        one.step()
+        assert (weights(one) - expected[case, engine]).abs().max() < (1e-6 if "BN" in case else 1e-10)
+    assert bool(sim.clients.trainer.recordings.made) == recorded
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision, bound", [("float32", 1e-4), ("tf32", 1e-2), ("bf16", 3e-2)])
+def test_precisions_of_a_real_gpu(digits, parts, precision, bound):
+    """After a few rounds, as a share of how far the weights have come."""
+    ended = {}
+    for device, of in (("cpu", "float64"), ("cuda", precision)):
+        sim = fl.Simulation(cnn(), digits, parts, lr=[0.1], **EQUAL, device=device, precision=of)
+        start = weights(sim)
+        for _ in range(ROUNDS):
+            sim.step()
+        ended[device] = weights(sim)
+    assert (ended["cuda"] - ended["cpu"]).norm() < bound * (ended["cpu"] - start).norm()
+
+
 # Launches of a local step that is not recorded, of ten clients side by side: fewer are better, more are a step back.
 LAUNCHES = {"FedAvg": 130, "FedBN": 140, "FedWon": 260}
 
