@@ -458,7 +458,6 @@ class Trainer:
             here = _mapped(batches.steps(some), lambda name, tensor: held(("batches", name), tensor))
             first = held("first", W.new_full((), some.start, dtype=torch.int64))
             key = (self.key, self.chunk, str(here.size), tuple((t.shape, t.dtype) for t in _leaves(local, here)))
-            self._device_members(here.size)
             work = partial(self._train_block, *rows, here, local, first)
             why = self.recordings.do(key, work, rows, alive=(self.frozen, here, local))
             if why is not None:
@@ -481,13 +480,6 @@ class Trainer:
         else:
             for job in work:
                 job()
-
-    def _device_members(self, sizes: list[list[int]]) -> None:
-        """Put the numbers of rows that go together on the device: in a recording it would be too late."""
-        for rows, row in itertools.product(self._jobs(len(sizes[0]))[1], sizes):
-            for _, members in _same(row, rows):
-                if isinstance(members, list):
-                    self.numbers(members)
 
     def _train_on_threads(self, W: Tensor, buffers: Tensor, batches: Batches, local: Local) -> Tensor:
         losses = W.new_zeros(len(W))
