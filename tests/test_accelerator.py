@@ -10,7 +10,6 @@ from torch import nn
 
 import fedlib as fl
 from fedlib import accelerator, algorithms, models, simulate
-from fedlib.cohort import BLOCK
 
 A = algorithms
 ROUNDS = 4
@@ -176,10 +175,10 @@ def test_what_a_step_launches(case, emulated, digits, parts):  # noqa: F811
 
 
 def test_a_long_round_is_a_few_blocks(emulated, digits, parts):  # noqa: F811
-    sim = fl.Simulation(cnn(), digits, parts, lr=[0.1], local_steps=2 * BLOCK + 6, batch_size=4, device=KIND, **STACKED)
+    sim = fl.Simulation(cnn(), digits, parts, lr=[0.1], local_steps=70, batch_size=4, device=KIND, **STACKED)
     for _ in range(5):
         sim.step()
-    # The second block is the first one's second meeting; the rest is met once a round.
+    # Of 32, 32 and 6 steps: the second block is the first one's second meeting.
     assert emulated.recordings == 2
     emulated.clear()
     sim.step()
