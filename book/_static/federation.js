@@ -10,8 +10,27 @@ function makeFederation() {
   const EPS = 1e-5;
   const zeros = (n) => new Float64Array(n);
   const sum = (values) => values.reduce((a, b) => a + b, 0);
-  const length = (v) => Math.sqrt(v.reduce((a, b) => a + b * b, 0));
-  const combined = (f, ...vectors) => vectors[0].map((_, i) => f(...vectors.map((v) => v[i])));
+  const length = (v) => {
+    let squares = 0;
+    for (let i = 0; i < v.length; i++) squares += v[i] * v[i];
+    return Math.sqrt(squares);
+  };
+
+  // Loops: map and its kin take ten times as long on typed arrays.
+  function combined(f, a, b = a, c = a, d = a) {
+    const out = zeros(a.length);
+    for (let i = 0; i < a.length; i++) out[i] = f(a[i], b[i], c[i], d[i]);
+    return out;
+  }
+
+  /** The sum of some vectors, each with a weight. */
+  function weighted(vectors, weights) {
+    const out = zeros(vectors[0].length);
+    vectors.forEach((vector, k) => {
+      for (let i = 0; i < out.length; i++) out[i] += weights[k] * vector[i];
+    });
+    return out;
+  }
 
   // ---- the network
 
@@ -46,12 +65,23 @@ function makeFederation() {
     const z = zeros(rows * layer.size);
     for (let r = 0; r < rows; r++)
       for (let o = 0; o < layer.size; o++) {
-        let total = 0;
-        for (let i = 0, a = r * layer.inputs, b = layer.W + o * layer.inputs; i < layer.inputs; i++)
-          total += x[a + i] * w[b + i];
-        z[r * layer.size + o] = total;
+        const a = r * layer.inputs;
+        const b = layer.W + o * layer.inputs;
+        let even = 0; // two sums, which a processor adds up at the same time
+        let odd = layer.inputs % 2 ? x[a + layer.inputs - 1] * w[b + layer.inputs - 1] : 0;
+        for (let i = 1; i < layer.inputs; i += 2) {
+          even += x[a + i - 1] * w[b + i - 1];
+          odd += x[a + i] * w[b + i];
+        }
+        z[r * layer.size + o] = even + odd;
       }
     return z;
+  }
+
+  function relu(z) {
+    const out = zeros(z.length);
+    for (let i = 0; i < z.length; i++) out[i] = z[i] > 0 ? z[i] : 0;
+    return out;
   }
 
   // Where the numbers stand that are normalised together: in a row or a part of it, or in a column.
@@ -72,8 +102,8 @@ function makeFederation() {
     for (let s = 0; s < sets; s++) {
       let mean = 0;
       let squares = 0;
-      for (let i = 0; i < each; i++) mean += a[at(s, i)] / each;
-      if (layer.kind === "feature") mean = 0;
+      for (let i = 0; i < each; i++) mean += a[at(s, i)];
+      mean = layer.kind === "feature" ? 0 : mean / each;
       for (let i = 0; i < each; i++) squares += (a[at(s, i)] - mean) ** 2;
       let variance = squares / each;
       if (layer.kind === "batch" && training) {
@@ -89,21 +119,21 @@ function makeFederation() {
       for (let i = 0; i < each; i++) out[at(s, i)] = (a[at(s, i)] - mean) * kept.scale[s];
     }
     if (layer.gamma === undefined) return kept;
-    kept.out = out.map(
-      (v, i) => v * w[layer.gamma + (i % layer.size)] + w[layer.beta + (i % layer.size)],
-    );
+    kept.out = zeros(a.length);
+    for (let i = 0, o = 0; i < a.length; i++, o = (o + 1) % layer.size)
+      kept.out[i] = out[i] * w[layer.gamma + o] + w[layer.beta + o];
     return kept;
   }
 
   /** The gradient before the norm, from the one behind it; adds those of gamma and beta to g. */
   function normaliseBack(layer, w, g, kept, d, rows) {
-    const slope = d.map((v, i) => {
-      const o = i % layer.size;
-      if (layer.gamma === undefined) return v;
-      g[layer.gamma + o] += v * kept.hat[i];
-      g[layer.beta + o] += v;
-      return v * w[layer.gamma + o];
-    });
+    const slope = d.slice();
+    if (layer.gamma !== undefined)
+      for (let i = 0, o = 0; i < d.length; i++, o = (o + 1) % layer.size) {
+        g[layer.gamma + o] += d[i] * kept.hat[i];
+        g[layer.beta + o] += d[i];
+        slope[i] = d[i] * w[layer.gamma + o];
+      }
     const back = zeros(d.length);
     const { sets, each, at } = together(layer, rows);
     for (let s = 0; s < sets; s++) {
@@ -129,7 +159,7 @@ function makeFederation() {
     const kept = [];
     for (const layer of net.layers) {
       const one = { layer, input: h, z: dense(layer, w, h, rows) };
-      h = layer.head ? one.z : one.z.map((v) => Math.max(v, 0));
+      h = layer.head ? one.z : relu(one.z);
       if (layer.kind !== "none") {
         one.norm = normalise(layer, w, b, h, rows, training);
         h = one.norm.out;
@@ -155,20 +185,17 @@ function makeFederation() {
     }
     for (const { layer, input, z, norm } of kept.reverse()) {
       if (norm) d = normaliseBack(layer, w, g, norm, d, rows);
-      if (!layer.head) d = d.map((v, i) => (z[i] > 0 ? v : 0));
+      if (!layer.head) d = combined((v, u) => (u > 0 ? v : 0), d, z);
       const below = zeros(rows * layer.inputs);
       for (let r = 0; r < rows; r++)
         for (let o = 0; o < layer.size; o++) {
           const v = d[r * layer.size + o];
           if (v === 0) continue;
-          for (
-            let i = 0, p = r * layer.inputs, q = layer.W + o * layer.inputs;
-            i < layer.inputs;
-            i++
-          ) {
-            g[q + i] += v * input[p + i];
-            below[p + i] += v * w[q + i];
-          }
+          const p = r * layer.inputs;
+          const q = layer.W + o * layer.inputs;
+          for (let i = 0; i < layer.inputs; i++) g[q + i] += v * input[p + i];
+          if (layer.W === 0) continue; // nobody asks for the gradient of an image
+          for (let i = 0; i < layer.inputs; i++) below[p + i] += v * w[q + i];
         }
       d = below;
     }
@@ -179,7 +206,7 @@ function makeFederation() {
 
   const clip = (g, w, { radius = Infinity }) => {
     const factor = Math.min(1, radius / (length(g) + 1e-6));
-    return factor < 1 ? g.map((v) => v * factor) : g;
+    return factor < 1 ? combined((v) => v * factor, g) : g;
   };
   const decay = (g, w, { lambda = 0 }) => (lambda ? combined((a, b) => a + lambda * b, g, w) : g);
   const pull = (g, w, { mu }, local) => combined((a, b, c) => a + mu * (b - c), g, w, local.start);
@@ -204,7 +231,8 @@ function makeFederation() {
           local.w,
         ),
       move(w, delta, server, { clients }, changes) {
-        server.c = combined((c, ...of) => c + sum(of) / clients, server.c, ...changes);
+        const each = changes.map(() => 1 / clients);
+        server.c = average(server.c, weighted(changes, each));
         return average(w, delta);
       },
     },
@@ -282,8 +310,7 @@ function makeFederation() {
       if (!there.length) return true;
       const total = sum(there.map(({ k }) => parts[k].length));
       const share = there.map(({ k }) => parts[k].length / total);
-      const meanOf = (rows) =>
-        combined((...values) => sum(values.map((v, i) => share[i] * v)), ...rows);
+      const meanOf = (rows) => weighted(rows, share);
       const delta = meanOf(there.map((local) => combined((a, s) => a - s, local.w, local.start)));
       const kept = remember ? there.map((local) => remember(local, lr)) : [];
       const changes = kept.map((c, i) => combined((a, s) => a - s, c, there[i].c));

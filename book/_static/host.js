@@ -58,7 +58,7 @@ function liveHost(engine) {
     if (what === "merge") return one.locals().length ? merged() : seen({ fine: true });
     stepped(what === "step" ? 1 : given.steps);
     if (what === "fast") return merged();
-    look(what === "play" ? 4 : 1);
+    look(what === "play" ? 6 : 1); // while it plays, bars are of every sixth image
     return what === "step"
       ? seen({ fine: one.locals().every(({ loss }) => Number.isFinite(loss)) })
       : merged();
