@@ -122,6 +122,22 @@ def test_two_classes_in_one_place_cannot_be_told_apart(bare):
 
 
 @in_browser
+@pytest.mark.parametrize("name", ["clients", "points", "bowls"])
+def test_a_cell_is_enough(browser, tmp_path, name):
+    """Without the site, from disk, and run twice: as in a notebook."""
+    shown = fl.live(name, alt="a piece", **(BOWLS if name == "bowls" else {}))._repr_html_()
+    asked = fl.ask("How many?", [1.0, 2.0], low=0, high=3)._repr_html_()
+    file = tmp_path / "cell.html"
+    file.write_text(f"<!doctype html><meta charset='utf-8'>{asked}{shown}{shown}", encoding="utf-8")
+    page, errors = browser.new_page(viewport={"width": 900, "height": 3000}), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(file.as_uri())
+    page.wait_for_function("[...document.querySelectorAll('.live-said')].filter(one => one.textContent).length === 2")
+    assert page.locator(".ask input").count() == 1 and not errors
+    page.close()
+
+
+@in_browser
 def test_a_worker_gives_what_the_page_alone_gives(browser):
     """Both ways to the engine, the same numbers; and replies keep the order of their messages."""
     page = browser.new_page()
