@@ -10,7 +10,7 @@ function asked(root) {
   const label = document.createElement("label");
   Object.assign(slider, { type: "range", min: low, max: high, step: (high - low) / 100 });
   slider.value = (low + high) / 2;
-  const x = (value) => 20 + (560 * (value - low)) / (high - low);
+  const x = (value) => 20 + (260 * (value - low)) / (high - low);
   const shown = (value) => +value.toPrecision(3);
   const mark = (value, y, words, kind) =>
     `<circle class="${kind}" cx="${x(value)}" cy="40" r="6"/><text x="${x(value)}" y="${y}">${words}</text>`;
@@ -21,12 +21,12 @@ function asked(root) {
     slider.setAttribute("aria-valuetext", readout.textContent);
     const words = `Your guess ${shown(guess)}, measured ${shown(mean)}${paper === null ? "" : `, the paper ${paper}`}.`;
     const [first, last] = ends.length ? ends : [mean, mean];
-    picture.innerHTML = `<svg viewBox="0 0 600 84" role="img" aria-label="${words}">
-      <line x1="20" x2="580" y1="40" y2="40"/>
+    picture.innerHTML = `<svg viewBox="0 0 300 92" role="img" aria-label="${words}">
+      <line x1="20" x2="280" y1="40" y2="40"/>
       <line class="ask-interval" x1="${x(Math.max(low, first))}" x2="${x(Math.min(high, last))}" y1="40" y2="40"/>
-      ${mark(guess, 78, "your guess", "ask-guess")}${mark(mean, 20, "measured", "ask-ours")}
-      ${paper === null ? "" : mark(paper, 62, "the paper", "ask-paper")}
-      <text x="20" y="60">${low}</text><text x="580" y="60">${high}</text></svg>`;
+      ${mark(guess, 84, "your guess", "ask-guess")}${mark(mean, 16, "measured", "ask-ours")}
+      ${paper === null ? "" : mark(paper, 64, "the paper", "ask-paper")}
+      <text x="20" y="30">${low}</text><text x="280" y="30">${high}</text></svg>`;
   }
 
   slider.addEventListener("input", draw);
