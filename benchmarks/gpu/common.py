@@ -39,7 +39,7 @@ def noise(images: int, shape: tuple[int, int, int]) -> fl.data.Data:
     return fl.data.from_arrays("noise", *split[0], *split[1], classes=list("0123456789"))
 
 
-def switch(tf32: bool = False, benchmark: bool = False) -> None:
-    """TF32 in convolutions and matrix products (PyTorch's default: in convolutions alone), and cuDNN's search."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+def switch(benchmark: bool = False) -> None:
+    """cuDNN's search for the fastest convolutions; no TF32 in the plain loop (fedlib has a precision of that name)."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = benchmark

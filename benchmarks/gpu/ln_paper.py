@@ -73,6 +73,7 @@ def federation(norm: str, data: fl.data.Data, args: argparse.Namespace) -> fl.Si
         device=args.device,
         engine=args.engine,
         chunk=args.chunk,
+        precision="tf32" if args.tf32 and args.device != "cpu" else "float32",
         **local,
     )
     if checkpoint(norm, args).exists():
@@ -116,7 +117,7 @@ def main() -> None:
     began = time.monotonic()
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    switch(args.tf32, args.benchmark)
+    switch(args.benchmark)
     data = images(args)
     sims = {norm: federation(norm, data, args) for norm in NORMS}
     same = ("local_steps", "batch_size", "augment", "engine", "chunk", "wave")

@@ -40,7 +40,6 @@ class Variant(NamedTuple):
     name: str
     engine: str
     precision: str = "float32"
-    tf32: bool = False
     benchmark: bool = False
     capture: bool = True
 
@@ -49,8 +48,8 @@ VARIANTS = [
     Variant("stacked", "stacked"),
     Variant("clients", "clients"),
     Variant("stacked, cudnn.benchmark", "stacked", benchmark=True),
-    Variant("stacked, TF32, benchmark", "stacked", tf32=True, benchmark=True),
-    Variant("clients, TF32, benchmark", "clients", tf32=True, benchmark=True),
+    Variant("stacked, TF32, benchmark", "stacked", "tf32", benchmark=True),
+    Variant("clients, TF32, benchmark", "clients", "tf32", benchmark=True),
     Variant("stacked, bf16, benchmark", "stacked", "bf16", benchmark=True),
     Variant("clients, bf16, benchmark", "clients", "bf16", benchmark=True),
     Variant("stacked, eager", "stacked", capture=False),
@@ -122,7 +121,7 @@ def measured(
     if device != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    switch(variant.tf32, variant.benchmark)
+    switch(variant.benchmark)
     options = {"engine": variant.engine, "precision": variant.precision, "device": device, "lr": lr, "seed": seed}
     sizes = {name: getattr(shape, name) for name in ("clients_per_round", "local_steps", "batch_size")}
     times: list[float] = []
