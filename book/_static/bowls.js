@@ -114,7 +114,7 @@ Pieces.bowls = (root, given) => {
     start: placed("start", given.start),
   };
 
-  const said = make("p", { role: "status", "aria-live": "polite", class: "live-said" });
+  const { line, say } = Drawing.status();
   const field = make("div", { class: "live-field live-plane" });
   const PLANE = Drawing.plane(wide, tall, 340);
   const two = (v) => (Number.isFinite(v) ? +v.toPrecision(2) : "∞");
@@ -163,7 +163,7 @@ Pieces.bowls = (root, given) => {
       moved("a2", "dot", "live-client-1", "a₂"),
       moved("start", "cross", "live-origin", "start"),
     );
-    said.textContent = words;
+    say(words);
     const points = Object.entries(at).map(([name, p]) => [
       name,
       p.map((v) => +v.toFixed(2)).join(","),
@@ -188,12 +188,7 @@ Pieces.bowls = (root, given) => {
   }
 
   const slider = (name) =>
-    Controls.control(
-      SPECS[name],
-      state[name],
-      (value) => ((state[name] = value), draw()),
-      (words) => (said.textContent = words),
-    );
+    Controls.control(SPECS[name], state[name], (value) => ((state[name] = value), draw()), say);
 
   /** Two number fields for each point that can be dragged. */
   function listed() {
@@ -226,10 +221,10 @@ Pieces.bowls = (root, given) => {
     },
     listed,
   );
-  root.replaceChildren(field, group("settings", ...Object.keys(SPECS).map(slider)), said, folded("The points as numbers", numbers)); // prettier-ignore
+  root.replaceChildren(field, group("settings", ...Object.keys(SPECS).map(slider)), line, folded("The points as numbers", numbers)); // prettier-ignore
   listed();
   draw();
-  if (wrong.length) said.textContent = Controls.ignored(wrong);
+  if (wrong.length) say(Controls.ignored(wrong));
 };
 
 startPieces();

@@ -16,8 +16,7 @@ Pieces.clients = (root, given) => {
 
   // ---- what is on the page
 
-  const said = make("p", { role: "status", "aria-live": "polite", class: "live-said" });
-  const say = (words) => (said.textContent = words);
+  const { line, say } = Drawing.status();
   const field = make("div", { class: "live-field" });
   const table = make("tbody");
   const chart = make("div", { class: "live-chart" });
@@ -159,9 +158,9 @@ Pieces.clients = (root, given) => {
   function deal(kind, held, words = "") {
     Object.assign(state, { split: kind, held });
     drawField();
-    const line = (row, k) =>
+    const tableRow = (row, k) =>
       make("tr", {}, make("th", { scope: "row" }, String(k + 1)), ...row.map((_, c) => cell(k, c)));
-    table.replaceChildren(...held.map(line));
+    table.replaceChildren(...held.map(tableRow));
     return begin(words);
   }
 
@@ -211,7 +210,7 @@ Pieces.clients = (root, given) => {
     make("div", { class: "live-parts" }, field, make("div", {}, chart, bars)),
     group("settings", ...Object.keys(PARAMETERS).map(control)),
     group("training", ...Object.entries(ACTIONS).map(([words, act]) => button(words, act)), play),
-    said,
+    line,
     sweep.box,
     folded(
       "Who holds what, as numbers",

@@ -20,6 +20,19 @@ const Drawing = (() => {
   const folded = (words, ...children) =>
     make("details", {}, make("summary", {}, words), ...children);
 
+  /** A line that says what is; aloud, for those who listen, only when nothing has changed for a moment. */
+  function status() {
+    const seen = make("p", { class: "live-said" });
+    const heard = make("p", { role: "status", "aria-live": "polite", class: "live-aloud" });
+    let later;
+    const say = (words) => {
+      seen.textContent = words;
+      clearTimeout(later);
+      later = setTimeout(() => (heard.textContent = words), 500);
+    };
+    return { line: make("div", {}, seen, heard), say };
+  }
+
   const picture = (width, height, words, parts) =>
     `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${words}">${parts.flat(3).join("")}</svg>`;
   const text = (x, y, words, kind = "") =>
@@ -146,6 +159,7 @@ const Drawing = (() => {
     button,
     group,
     folded,
+    status,
     picture,
     text,
     title,

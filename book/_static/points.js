@@ -43,7 +43,7 @@ Pieces.points = (root) => {
   if (asked !== null && !read(asked)) wrong.push(`points=${asked}`);
   let built = null;
 
-  const said = make("p", { role: "status", "aria-live": "polite", class: "live-said" });
+  const { line, say } = Drawing.status();
   const field = make("div", { class: "live-field live-plane" });
   const steps = make("div", { class: "live-steps" });
   const hand = group("the layer by hand");
@@ -119,10 +119,10 @@ Pieces.points = (root) => {
     for (const choice of modes.children)
       choice.setAttribute("aria-pressed", choice.textContent === state.mode);
     Controls.write({ ...state, points: written(points) });
-    say(one);
+    tell(one);
   }
 
-  function say(one) {
+  function tell(one) {
     const classes = new Set(labels()).size;
     const plain = Folding.lssr(points, labels());
     const start = `Any linear map of these ${points.length} points leaves ${told(plain)} of their scatter inside the classes or more (LSSR).`;
@@ -141,7 +141,7 @@ Pieces.points = (root) => {
           : `${now} stretches of one class each`;
       end = `${which}: on the line after it, ${done}.`;
     }
-    said.textContent = `${start} ${end}`;
+    say(`${start} ${end}`);
   }
 
   // ---- what a reader changes
@@ -182,13 +182,13 @@ Pieces.points = (root) => {
   }
 
   function remove(i) {
-    if (points.length <= 2) return (said.textContent = "Two points must stay.");
+    if (points.length <= 2) return say("Two points must stay.");
     points.splice(i, 1);
     changed();
   }
 
   function add(c) {
-    if (points.length >= MOST) return (said.textContent = `There is room for ${MOST} points.`);
+    if (points.length >= MOST) return say(`There is room for ${MOST} points.`);
     const random = Federation.generator(points.length);
     points.push([0, 1].map(() => +(2.6 * random() - 1.3).toFixed(2)).concat(c));
     changed();
@@ -211,7 +211,7 @@ Pieces.points = (root) => {
     SPECS.layer,
     state.layer,
     (value) => ((state.layer = value), draw()),
-    (words) => (said.textContent = words),
+    say,
   );
   const turn = (by) => ((state.layer += by), draw());
   deep.append(
@@ -234,11 +234,11 @@ Pieces.points = (root) => {
     make("div", { class: "live-parts" }, field, steps),
     hand,
     deep,
-    said,
+    line,
     folded("The points as numbers", make("div", around, numbers)),
   );
   changed();
-  if (wrong.length) said.textContent = Controls.ignored(wrong);
+  if (wrong.length) say(Controls.ignored(wrong));
 };
 
 startPieces();
