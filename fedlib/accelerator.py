@@ -14,7 +14,9 @@ from torch import Tensor
 
 KIND = "cuda"
 STREAMS = 10  # that clients are spread over
-GRAPHS = 8  # that are kept; the one whose last use is longest ago goes
+GRAPHS = 8  # that are kept; the one whose last use is longest ago goes,
+PATIENCE = 64  # unless it was used among the last so many pieces of work: else some that take turns would all go
+TRIED = 4096  # pieces of work that are remembered
 ALIGNED = 32  # numbers to which rows are filled up
 SHAPES = 4  # of the rows that are trained: more of them, with a place of its own for each, would fill the memory
 SPARE = 1.2  # free memory that a recording must find, in units of what the work took unrecorded
@@ -103,16 +105,18 @@ def side_by_side(jobs: Iterable[Callable[[], object]]) -> None:
     main, streams = torch.cuda.current_stream(), _streams(torch.cuda.current_device())
     for stream in streams:
         stream.wait_stream(main)
-    for number, job in enumerate(jobs):
-        with torch.cuda.stream(streams[number % STREAMS]):
-            job()
-    for stream in streams:
-        main.wait_stream(stream)
+    try:
+        for number, job in enumerate(jobs):
+            with torch.cuda.stream(streams[number % STREAMS]):
+                job()
+    finally:  # also after an error: what comes next may write where a stream still writes
+        for stream in streams:
+            main.wait_stream(stream)
 
 
 @cache
-def _streams(device: int) -> list[torch.cuda.Stream]:
-    return [torch.cuda.Stream(device) for _ in range(STREAMS)]
+def _streams(device: int, number: int = STREAMS) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(number)]
 
 
 @contextmanager
@@ -136,12 +140,19 @@ def peak(device: torch.device) -> Iterator[list[int]]:
     took.append(torch.cuda.max_memory_allocated(device) - before)
 
 
+def recording() -> bool:
+    """Whether what is done now is recorded."""
+    return torch.cuda.is_current_stream_capturing()
+
+
 class Recording:
     """Kernels that were recorded once, and run again without the host: a CUDA graph."""
 
     def __init__(self, work: Callable[[], object], pool: Any):
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        # A stream of this device: torch's own one for recordings belongs to the device that was used first.
+        (stream,) = _streams(torch.cuda.current_device(), 1)
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
             work()
 
     def replay(self) -> None:
@@ -169,6 +180,8 @@ class Recordings:
     possible: bool = True
     made: int = 0
     kept: OrderedDict[Hashable, tuple[Recording, object]] = field(default_factory=OrderedDict)
+    used: dict[Hashable, int] = field(default_factory=dict)  # of those kept, when last
+    done: int = 0  # pieces of work
     tried: dict[Hashable, int] = field(default_factory=dict)  # bytes that it took
     places: dict[Hashable, Tensor] = field(default_factory=dict)
     shapes: set[Hashable] = field(default_factory=set)
@@ -189,13 +202,19 @@ class Recordings:
     def begin(self, shape: Hashable) -> None:
         """A round of work of this shape: of too many different ones, all are forgotten, with the memory they hold."""
         if shape not in self.shapes and len(self.shapes) == SHAPES:
-            for own in (self.kept, self.tried, self.places, self.shapes):
+            self.forget()
+            for own in (self.tried, self.places, self.shapes):
                 own.clear()
-            self.pool = None
         self.shapes.add(shape)
 
+    def forget(self) -> None:
+        """Give back the recordings, and the memory that they share."""
+        self.kept.clear()
+        self.used.clear()
+        self.pool = None
+
     def do(
-        self, key: Hashable, work: Callable[[], None], changed: Iterable[Tensor], alive: object = None
+        self, key: Hashable, work: Callable[[], None], changed: Iterable[Tensor], alive: object = None, streams: int = 1
     ) -> str | None:
         """Do some work, by a recording if there is one.
 
@@ -203,43 +222,59 @@ class Recordings:
             key: equal for work that consists of the same operations on the same places.
             changed: what the work changes, which is put back where it has to begin again.
             alive: whatever else the recording reads, which must not be freed.
+            streams: that the work is spread over; a recording cannot give the memory of one to another.
 
         Returns:
             Why the work cannot be recorded, the one time that it is found out; else None.
         """
+        self.done += 1
         if key in self.kept:
             self.kept.move_to_end(key)
+            self.used[key] = self.done
             self.kept[key][0].replay()
             return None
         device = next(iter(changed := list(changed))).device
-        if not self.possible or self.tried.get(key, 0) * SPARE > free(device):
+        if self.possible and key not in self.tried:
+            return self._try(key, work, changed, device)
+        if not self.possible or self._full() or self.tried[key] * streams * SPARE > free(device):
             work()
             return None
-        if key not in self.tried:
-            return self._try(key, work, changed, device)
         self.pool = pool() if self.pool is None else self.pool
-        recording = Recording(work, self.pool)
-        self.kept[key], self.made = (recording, alive), self.made + 1
-        if len(self.kept) > GRAPHS:
-            self.kept.popitem(last=False)
-        recording.replay()
+        made = Recording(work, self.pool)
+        self.kept[key], self.used[key], self.made = (made, alive), self.done, self.made + 1
+        made.replay()
         return None
 
+    def _full(self) -> bool:
+        """Whether there is no room for another recording; makes some where one has not been used for long."""
+        if len(self.kept) < GRAPHS:
+            return False
+        oldest = next(iter(self.kept))
+        if self.done - self.used[oldest] <= PATIENCE:
+            return True
+        del self.kept[oldest], self.used[oldest]
+        return False
+
     def _try(self, key: Hashable, work: Callable[[], None], changed: list[Tensor], device: torch.device) -> str | None:
-        before = [tensor.clone() for tensor in changed]
+        before, why = [tensor.clone() for tensor in changed], None
         try:
             with peak(device) as took, no_waiting():
                 work()
         except torch.cuda.OutOfMemoryError:
-            raise
+            if not self.kept:
+                raise
+            self.forget()  # what they hold may be enough
+            tidy()
         except RuntimeError as error:
             if "synchroniz" not in str(error):
                 raise
-            why = str(error)
+            self.possible, why = False, str(error)
         else:
+            if len(self.tried) == TRIED:
+                self.tried.clear()
             self.tried[key] = took[0]
             return None
-        self.possible = False
+        wait(device)
         for tensor, was in zip(changed, before, strict=True):
             tensor.copy_(was)
         work()

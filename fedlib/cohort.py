@@ -459,7 +459,9 @@ class Trainer:
             first = held("first", W.new_full((), some.start, dtype=torch.int64))
             key = (self.key, self.chunk, str(here.size), tuple((t.shape, t.dtype) for t in _leaves(local, here)))
             work = partial(self._train_block, *rows, here, local, first)
-            why = self.recordings.do(key, work, rows, alive=(self.frozen, here, local))
+            # Nobody may ask `local.w` here, which is cached: a recording would read this round's in every later one.
+            streams = min(accelerator.STREAMS, len(W)) if self.engine == "clients" else 1
+            why = self.recordings.do(key, work, rows, alive=(self.frozen, here, local), streams=streams)
             if why is not None:
                 warnings.warn(f"local training runs without a CUDA graph, which is slower: {why}", stacklevel=4)
         W.copy_(rows[0])
@@ -512,7 +514,7 @@ class Trainer:
         try:
             return train(loss_of, rows, W, buffers, batches, local, losses, first)
         except torch.cuda.OutOfMemoryError:
-            if size == 1:
+            if size == 1 or accelerator.on(W) and accelerator.recording():
                 raise
         # Not in the except clause: there the error still holds the tensors of the step that failed.
         for tensor, was in zip((W, buffers, losses), before, strict=True):

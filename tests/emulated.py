@@ -285,6 +285,7 @@ def emulated(monkeypatch):
         "peak": peak,
         "Recording": Recording,
         "pool": object,
+        "recording": lambda: LOG.forbid == "recording",
     }
     for name, value in instead.items():
         monkeypatch.setattr(accelerator, name, value)

@@ -243,6 +243,37 @@ def test_too_many_shapes_are_forgotten(emulated, digits):  # noqa: F811
     assert len(made.shapes) <= accelerator.SHAPES and len(made.kept) <= accelerator.SHAPES
 
 
+def test_recordings_that_take_turns_do_not_drive_one_another_out(emulated):  # noqa: F811
+    """Ten pieces of work in turns, with room for eight: those stay, and two are done as they come."""
+    made, place = accelerator.Recordings(), torch.zeros(1, 4, device=KIND)
+    for turn in range(6):
+        for key in range(accelerator.GRAPHS + 2):
+            made.do(key, _Work(place), [place])
+        assert place.here.eq((turn + 1) * (accelerator.GRAPHS + 2)).all()
+    assert emulated.recordings == accelerator.GRAPHS == len(made.kept)
+    for _ in range(accelerator.PATIENCE + 2):  # one of the others alone, for long
+        made.do(accelerator.GRAPHS, _Work(place), [place])
+    assert emulated.recordings == accelerator.GRAPHS + 1 and len(made.kept) == accelerator.GRAPHS
+
+
+def test_recordings_make_room_for_work_that_does_not_fit(emulated):  # noqa: F811
+    made, place = accelerator.Recordings(), torch.zeros(1, 4, device=KIND)
+    for _ in range(2):
+        made.do("small", _Work(place), [place])
+
+    class Large(_Work):
+        def __call__(self):
+            super().__call__()
+            if made.kept:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+
+    made.do("large", Large(place), [place])
+    assert place.here.eq(3).all() and not made.kept  # once, though it was begun twice
+    made.possible = True
+    with pytest.raises(RuntimeError, match="something else"):
+        made.do("broken", _Broken(place), [place])
+
+
 class _Work:
     """Adds 1; ``args`` as those of a partial are."""
 
@@ -251,6 +282,11 @@ class _Work:
 
     def __call__(self):
         self.args[0].add_(1)
+
+
+class _Broken(_Work):
+    def __call__(self):
+        raise RuntimeError("something else")
 
 
 def test_a_factory_that_gives_a_network_on_the_device(emulated, digits, parts):  # noqa: F811
