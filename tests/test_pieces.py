@@ -202,9 +202,9 @@ def test_without_its_scripts_a_piece_says_so(monkeypatch):
 
 def test_a_question_has_its_answer_and_the_papers():
     shown = fl.ask("How many?", [10.0, 12.0, 14.0], low=0, high=20, paper=(30, "Table 1")).body
-    assert "We measured 12 points, with a 95 % interval over 3 seeds from 7.03 to 17." in shown
+    assert "We measured 12.0 points, 95 % interval over 3 seeds [7.0, 17.0]." in shown
     assert "The paper: 30 points (Table 1)." in shown and "&quot;high&quot;: 30" in shown
-    assert "We measured 3 per cent." in fl.ask("How many?", 3, low=0, high=5, unit="per cent").body
+    assert "We measured 3.0 per cent." in fl.ask("How many?", 3, low=0, high=5, unit="per cent").body
 
 
 @pytest.mark.parametrize("answer", [None, float("nan"), [1.0, float("nan")], float("inf")])

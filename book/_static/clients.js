@@ -39,7 +39,7 @@ Pieces.clients = (root, given) => {
       state[name] = value;
       begin();
     };
-    const all = { class: "live-name", title: `try every ${spec.words}` };
+    const all = { class: "live-name", title: `try several values: ${spec.words}` };
     const swept = button(spec.words, () => somebody() && (pause(), sweep.show(name)), all);
     return make("span", {}, swept, Controls.control(spec, state[name], changed, say, ""));
   }

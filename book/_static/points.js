@@ -125,7 +125,7 @@ Pieces.points = (root) => {
   function tell(one) {
     const classes = new Set(labels()).size;
     const plain = Folding.lssr(points, labels());
-    const start = `Any linear map of these ${points.length} points leaves ${told(plain)} of their scatter inside the classes or more (LSSR).`;
+    const start = `Any linear map of these ${points.length} points leaves at least ${told(plain)} of their scatter inside the classes (LSSR).`;
     const runs = (t) => Folding.separation(t, labels()).runs;
     let end;
     if (classes < 2) end = "All have one class: nothing is to be separated.";

@@ -610,6 +610,10 @@ def _reasons(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _marked(verdict: str) -> str:
+    return f"{MARKS[verdict]} {verdict}"
+
+
 def _badge(verdict: str) -> str:
     return f'<span class="verdict {verdict.replace(" ", "-")}">{MARKS[verdict]} {verdict}</span>'
 
@@ -667,14 +671,18 @@ class Verdicts:
         return {size: result for size, result in there.items() if size != self.preset}
 
     def table(self) -> Styler:
-        """All claims, paper beside ours, each verdict in its colour."""
+        """All claims, paper beside ours, each verdict in its colour, and those of larger presets."""
+        there = {
+            size: {kept["id"]: kept["verdict"] for kept in result["claims"]} for size, result in self._elsewhere.items()
+        }
         frame = pd.DataFrame(
             [
                 {
                     "claim": one.statement,
                     "paper": one.paper,
                     "here": one.measured,
-                    "verdict": f"{MARKS[one.verdict]} {one.verdict}",
+                    "verdict": _marked(one.verdict),
+                    **{size: _marked(verdicts.get(one.id, "not run")) for size, verdicts in there.items()},
                 }
                 for one in self.claims
             ]

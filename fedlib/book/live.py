@@ -123,8 +123,9 @@ def ask(
     if not np.isfinite(values).all():
         return Piece("ask", f'<div class="ask" data-begun="no">{asked}<p>That was not run here.</p></div>')
     mean, ends = float(values.mean()), list(interval(values.tolist())) if len(values) > 1 else []
-    told = f"We measured {mean:.3g} {unit}"
-    told += f", with a 95 % interval over {len(values)} seeds from {ends[0]:.3g} to {ends[1]:.3g}." if ends else "."
+    mean_and_ends = [f"{value:.1f}".replace("-", "−") for value in (mean, *ends)]
+    told = f"We measured {mean_and_ends[0]} {unit}"
+    told += f", 95 % interval over {len(values)} seeds [{', '.join(mean_and_ends[1:])}]." if ends else "."
     if paper is not None:
         told += f" The paper: {paper[0]:g} {unit} ({paper[1]})."
     known = [mean, *ends, *(paper[:1] if paper else ())]
