@@ -501,7 +501,10 @@ def test_a_claim_says_what_larger_presets_found(monkeypatch):
     results["paper"] = {"claims": [{**there, "verdict": "not run"}]}
     monkeypatch.setattr(chapter, "load_results", lambda: {"02_x": results})
     told = "*Preset `{}`:* {}. <span"
-    judge(chapter.Verdicts("02_x", "quick"), "a", "A is above B.", "+3", "not run", "not run")
+    quick = chapter.Verdicts("02_x", "quick")
+    judge(quick, "a", "A is above B.", "+3", "not run", "not run")
+    (line,) = quick.table().data[["verdict", "cpu", "colab", "paper"]].to_numpy().tolist()
+    assert line == ["– not run", "✗ does not hold", "✗ does not hold", "– not run"]
     assert all(told.format(size, size) in shown[0] for size in ("cpu", "colab")) and shown[0].count("*Preset") == 2
     assert "✗ does not hold</span>" in shown[0] and '<div class="claim not-run">' in shown[0]
     judge(chapter.Verdicts("02_x", "cpu"), "a", "A is above B.", "+3", "not run", "not run")
