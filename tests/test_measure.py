@@ -382,6 +382,19 @@ def test_linear_probe():
     assert measure.linear_probe(z[:200], y[:200], z[200:], half) == 0.5
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_the_probe_of_a_gpu_is_scikit_learns(classes):
+    """On points that overlap, among them a constant feature and a class that only the test points have."""
+    g = torch.Generator().manual_seed(classes)
+    y = torch.arange(800) % classes
+    z = torch.randn(classes, 6, generator=g)[y] + 1.5 * torch.randn(800, 6, generator=g)
+    z[:, 5] = 3
+    y[400] = classes
+    theirs = measure.linear_probe(z[:400], y[:400], z[400:], y[400:])
+    ours = measure._probe(z[:400].double(), y[:400], z[400:].double(), y[400:])
+    assert 1 / classes < theirs < 0.99 and abs(ours - theirs) <= 1 / 400 + 1e-12
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
