@@ -328,8 +328,8 @@ def linear_probe(z: torch.Tensor, y: torch.Tensor, z_test: torch.Tensor, y_test:
     """Accuracy of a linear classifier on frozen features, in [0, 1]: what a representation makes easy to see.
 
     scikit-learn's logistic regression with its own regularisation (C = 1), on features standardised by the training
-    set's mean and deviation. z (N, d), z_test (M, d) float; y (N,), y_test (M,) int64. Where there is a GPU, torch looks
-    for the minimum on it, since a dozen of these take minutes on one thread of a CPU.
+    set's mean and deviation. z (N, d), z_test (M, d) float; y (N,), y_test (M,) int64. Where there is a GPU, torch finds
+    the minimum on it, since a dozen of these take minutes on one thread of a CPU.
     """
     if accelerator.there():
         return _probe(*(t.to(accelerator.KIND) for t in (z.double(), y, z_test.double(), y_test)))
@@ -348,7 +348,7 @@ def _probe(z: torch.Tensor, y: torch.Tensor, z_test: torch.Tensor, y_test: torch
     z, z_test = ((some - mean) / deviation for some in (z, z_test))
     classes, y = y.unique(return_inverse=True)
     W, b = z.new_zeros(len(classes), z.shape[1]), z.new_zeros(len(classes))
-    # Of two classes scikit-learn has one vector, the difference of ours, whose square is twice the sum of their squares.
+    # Of two classes scikit-learn has one vector, the difference of ours: its square is twice the sum of theirs.
     pull = (2 if len(classes) == 2 else 1) / (2 * len(z))
     search = torch.optim.LBFGS(
         [W.requires_grad_(), b.requires_grad_()], max_iter=1000, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
