@@ -328,8 +328,8 @@ def linear_probe(z: torch.Tensor, y: torch.Tensor, z_test: torch.Tensor, y_test:
     """Accuracy of a linear classifier on frozen features, in [0, 1]: what a representation makes easy to see.
 
     scikit-learn's logistic regression with its own regularisation (C = 1), on features standardised by the training
-    set's mean and deviation. z (N, d), z_test (M, d) float; y (N,), y_test (M,) int64. Where there is a GPU, torch finds
-    the minimum on it, since a dozen of these take minutes on one thread of a CPU.
+    set's mean and deviation. z (N, d), z_test (M, d) float; y (N,), y_test (M,) int64. Where there is a GPU, torch
+    finds the minimum on it, since a dozen of these take minutes on one thread of a CPU.
     """
     if accelerator.there():
         return _probe(*(t.to(accelerator.KIND) for t in (z.double(), y, z_test.double(), y_test)))
