@@ -178,8 +178,8 @@ def colab(tmp_path_factory):
     if result.returncode:
         pytest.skip(f"Colab's packages cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
     source = folder / "source"  # building leaves files behind
-    for name in ("fedlib", "book/params", "book/results"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("fedlib", "book/_static", "book/params", "book/results"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "vendor"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in", "book/bars.yaml"):
         shutil.copy(ROOT / name, source / name)
     result = subprocess.run([*install, "--no-deps", str(source)], capture_output=True, text=True, encoding="utf-8")
@@ -215,12 +215,14 @@ def test_the_environment_is_colabs_with_the_wheel(colab, tmp_path):
     assert versions == ["7.7.1", "7.34.0", "2.1.3"] and Path(where).is_relative_to(colab)
 
 
-def test_the_wheel_brings_the_presets_the_bars_and_recorded_results(colab):
+def test_the_wheel_brings_the_presets_the_bars_recorded_results_and_live_pieces(colab):
     (packaged,) = colab.glob("lib/python*/site-packages/fedlib/book")
     assert (packaged / "bars.yaml").read_bytes() == (BOOK / "bars.yaml").read_bytes()
     for folder, kind in (("params", "*.yaml"), ("results", "*.json")):
         ours = {file.name: file.read_bytes() for file in (BOOK / folder).glob(kind) if ".custom." not in file.name}
         assert {file.name: file.read_bytes() for file in (packaged / folder).iterdir()} == ours
+    scripts = {file.name for file in (BOOK / "_static").glob("*.js")} | {"live.css"}
+    assert {file.name for file in (packaged / "_static").iterdir()} == scripts
 
 
 def turn(of):
