@@ -259,7 +259,11 @@ def emulated(monkeypatch):
         pytest.skip("this torch cannot be given a device of Python's own")
     if not hasattr(torch, KIND):
         setup(KIND)
-        getattr(torch, KIND).get_amp_supported_dtype = lambda: [torch.bfloat16]
+        # It stays for the tests that follow in this process, and torch asks it for what every device has.
+        device = getattr(torch, KIND)
+        device.get_amp_supported_dtype = lambda: [torch.bfloat16]
+        device.get_rng_state = lambda device=None: torch.zeros(1, dtype=torch.uint8)
+        device.set_rng_state = lambda state, device=None: None
     torch._C._set_only_lift_cpu_tensors(True)
     usual = torch.nn.Module.to
 
