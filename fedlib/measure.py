@@ -258,11 +258,10 @@ def training_memory(net: nn.Module, objective: Callable, x: torch.Tensor, absent
 
     saved: list[int] = []
     sizes = [sum(p.numel() * p.element_size() for p in some) for some in (present, learning)]
-    if x.is_cuda:
-        torch.cuda.reset_peak_memory_stats(x.device)
-        before = torch.cuda.memory_allocated(x.device)
-        step()
-        during = torch.cuda.max_memory_allocated(x.device) - before
+    if accelerator.on(x):
+        with accelerator.peak(x.device) as took:
+            step()
+        during = took[0]
     else:
         with _Living() as living:
             step()

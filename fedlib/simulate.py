@@ -382,7 +382,9 @@ class Simulation:
             "chunk": chunk or _chunk(networks[0], self.device, rows),
             "wave": -(-K // waves),
         }
+        self.engine = self.config["engine"]  # "auto" where it is timed, which is no property of the result
         self._make_sides(networks, data)
+        self.config["engine"] = self.trial.next.engine
         self.measure = measure
         if measure is not None and not callable(measure):
             raise ValueError(f"measure must be a function of the network, got {measure!r}")
@@ -395,7 +397,7 @@ class Simulation:
         self.losses = dict.fromkeys(range(len(self.settings)), math.nan)
         self.t, self.seconds = 0, 0.0
         self.numbers = accelerator.Numbers(self.device)
-        self.drawing = ThreadPoolExecutor(1, "draws")
+        self.drawing = ThreadPoolExecutor(1, "draws") if accelerator.on(self.device) else None
         self.ahead: tuple[tuple[list[int], int], Future] | None = None
         self.evaluated_every: int | None = None  # of a checkpoint that was loaded
 
@@ -526,7 +528,7 @@ class Simulation:
 
     def _draw(self, seeds: list[int]) -> tuple[Tensor, Batches]:
         """This round's clients and batches. On a GPU the next one's are drawn while this one trains."""
-        if not accelerator.on(self.device):
+        if self.drawing is None:
             return self.schedule.draw(seeds, self.t)
         ahead, self.ahead = self.ahead, None
         drawn = ahead[1].result() if ahead and ahead[0] == (seeds, self.t) else self.schedule.prepare(seeds, self.t)
@@ -753,7 +755,8 @@ class Simulation:
         same |= {"functions": fingerprint.of_functions(self.algorithm), "network": shapes}
         same |= {"numbers of the network": fingerprint.of_numbers(self.net)}
         same |= {} if self.measure is None else {"measure": fingerprint.of_functions(self.measure)}
-        made = {name: self.config[name] for name in elsewhere} | {"torch": str(torch.__version__)}
+        made = {name: self.config[name] for name in elsewhere}
+        made |= {"engine": self.engine, "torch": str(torch.__version__)}
         return checkpoints.Identity(same, {"start": self.start, **self._alike}, made)
 
     @cached_property

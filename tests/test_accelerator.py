@@ -361,6 +361,8 @@ def test_engines_are_timed_and_the_faster_one_goes_on(emulated, digits, parts, m
     for _ in range(8):
         used.append(sim.trial.next.engine)
         sim.step()
+    fresh = fl.Simulation(cnn(), digits, parts, lr=[0.1], **EQUAL, device=KIND, precision="float64")
+    assert fresh._identity.made == sim._identity.made  # a checkpoint of it goes on without a warning
     assert used == ["clients"] * 3 + ["stacked"] * 5 and sim.runs()[0].config["engine"] == "stacked"
     emulated.clear()
     sim.step()

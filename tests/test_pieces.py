@@ -346,6 +346,7 @@ def test_xor_and_then_more_points(tab):
     "piece, query, wrong",
     [
         ("points", "?points=1,1,0_7,1,1&mode=magic&fold=x", ["fold=x", "mode=magic", "points=1,1,0_7,1,1"]),
+        ("points", "?points=1,,0_0,1,1", ["points=1,,0_0,1,1"]),
         ("bowls", "?decay=-1&a1=1&steps=2.5&start=,", ["decay=-1", "steps=2.5", "a1=1", "start=,"]),
     ],
 )

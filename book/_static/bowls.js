@@ -103,7 +103,7 @@ Pieces.bowls = (root, given) => {
   function placed(name, usual) {
     const text = new URLSearchParams(location.search).get(name);
     if (text === null) return usual;
-    const point = text.split(",").map((one) => (one === "" ? NaN : +one));
+    const point = Controls.numbers(text, ",");
     if (point.length === 2 && inside(point[0], wide) && inside(point[1], tall)) return point;
     wrong.push(`${name}=${text}`);
     return usual;

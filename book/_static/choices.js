@@ -53,7 +53,7 @@ const Choices = (() => {
 
   /** held, as it is written in an address; null where there are not so many images, or it is no table. */
   function own(byClass, text) {
-    const rows = text.split("_").map((row) => row.split(".").map(Number));
+    const rows = text.split("_").map((row) => Controls.numbers(row, "."));
     const whole = (row) => row.length === 10 && row.every((n) => Number.isInteger(n) && n >= 0);
     const asked = (c) => rows.reduce((a, row) => a + row[c], 0);
     const sound = rows.length === CLIENTS && rows.every(whole);

@@ -38,6 +38,10 @@ const Controls = (() => {
     return { state, wrong };
   }
 
+  /** Numbers in a text; NaN for what is none, an empty place among them. */
+  const numbers = (text, between) =>
+    text.split(between).map((one) => (one.trim() === "" ? NaN : Number(one)));
+
   function write(values) {
     const query = new URLSearchParams(values);
     history.replaceState(null, "", `?${query}${location.hash}`);
@@ -92,5 +96,5 @@ const Controls = (() => {
     return make("label", { class: "live-slider" }, before, slider, readout);
   }
 
-  return { read, write, ignored, control, understood };
+  return { read, numbers, write, ignored, control };
 })();

@@ -31,7 +31,7 @@ Pieces.points = (root) => {
 
   /** Points as they stand in an address; null where they are none. */
   function read(text) {
-    const points = text.split("_").map((one) => one.split(",").map(Number));
+    const points = text.split("_").map((one) => Controls.numbers(one, ","));
     const inside = (v) => Number.isFinite(v) && Math.abs(v) <= 1.6;
     const sound = (p) => p.length === 3 && inside(p[0]) && inside(p[1]) && [0, 1, 2].includes(p[2]);
     return points.length >= 2 && points.length <= MOST && points.every(sound) ? points : null;

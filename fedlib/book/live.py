@@ -11,7 +11,6 @@ import base64
 import html
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -171,9 +170,9 @@ def letters(x: Tensor) -> str:
     return "".join(chr(97 + shade) for shade in shades)
 
 
-def used(body: str, pieces: Sequence[str] = tuple(SCRIPTS)) -> list[str]:
+def used(body: str) -> list[str]:
     """Scripts that a page with this HTML needs, each once, in their order."""
-    there = [name for name in pieces if f'data-piece="{name}"' in body or (name == "ask" and 'class="ask"' in body)]
+    there = [name for name in SCRIPTS if f'data-piece="{name}"' in body or (name == "ask" and 'class="ask"' in body)]
     return list(dict.fromkeys(script for name in there for script in SCRIPTS[name]))
 
 
