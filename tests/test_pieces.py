@@ -195,6 +195,30 @@ def test_settings_that_a_piece_does_not_take():
         fl.live("bowls", alt="two bowls", **{name: value for name, value in BOWLS.items() if name != "xlim"})
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"norm": "bacth"}, "norm must be one of none, layer, .*got 'bacth'.*mean 'batch'"),
+        ({"lr": 0.1}, "lr must be one of 0.003, .*got 0.1"),
+        ({"steps": 21}, "steps must be a whole number from 1 to 20, got 21"),
+        ({"cohort": True}, "cohort must be a whole number from 1 to 10, got True"),
+    ],
+)
+def test_values_that_the_ten_clients_do_not_know(given, said):
+    with pytest.raises(ValueError, match=said):
+        fl.live("clients", alt="ten clients", **given)
+
+
+@in_browser
+def test_the_ten_clients_know_the_values_that_python_lets_through(browser):
+    page = browser.new_page()
+    for name in ("federation.js", "drawing.js", "controls.js", "choices.js"):
+        page.add_script_tag(path=STATIC / name)
+    specs, splits = page.evaluate("() => [Choices.PARAMETERS, Object.keys(Choices.SPLITS)]")
+    theirs = {name: spec.get("among") or [*range(spec["low"], spec["high"] + 1)] for name, spec in specs.items()}
+    assert theirs | {"split": splits} == {name: [*values] for name, values in live.TAKES["clients"].items()}
+
+
 def test_without_its_scripts_a_piece_says_so(monkeypatch):
     monkeypatch.setattr(live, "static", lambda: None)
     assert "are not here" in fl.live("points", alt="points")._repr_html_()

@@ -11,6 +11,7 @@ import base64
 import html
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 from fedlib import data
 from fedlib.book.bars import interval
 from fedlib.book.claims import book_folders
-from fedlib.checks import is_number
+from fedlib.checks import choice, is_number
 
 SHADES = 16  # of a pixel of the digits, above black
 # In the order in which they are loaded; digits.js is made, the others are files.
@@ -37,7 +38,17 @@ SCRIPTS = {
 }  # fmt: skip
 # Settings that a piece needs, and those that it takes besides.
 NEEDS = {"bowls": {"H", "minima", "start", "rounds", "sides", "settings", "xlim", "ylim"}}
-TAKES = {"clients": {"norm", "method", "lr", "steps", "cohort", "seed", "split"}}
+TAKES: dict[str, dict[str, Sequence]] = {  # with their values, as choices.js has them
+    "clients": {
+        "norm": ("none", "layer", "feature", "batch", "ln-g"),
+        "method": ("FedAvg", "FedProx", "SCAFFOLD", "FedAvgM", "FedNAR"),
+        "lr": ("0.003", "0.01", "0.03", "0.1", "0.3", "1"),
+        "steps": range(1, 21),
+        "cohort": range(1, 11),
+        "seed": range(1000),
+        "split": ("shuffled", "two", "one"),
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -83,11 +94,18 @@ def live(name: str, alt: str, still: Any = None, **settings: Any) -> Piece:
     if name not in SCRIPTS or name == "ask":
         raise ValueError(f"live piece {name!r} does not exist; there are {sorted(SCRIPTS.keys() - {'ask'})}")
     needed = NEEDS.get(name, set())
-    takes = needed | TAKES.get(name, set())
+    accepted = TAKES.get(name, {})
+    takes = needed | accepted.keys()
     if not needed <= settings.keys() <= takes:
         raise ValueError(
             f"live piece {name!r} takes {sorted(takes)} and needs {sorted(needed)}; got {sorted(settings)}"
         )
+    for key in accepted.keys() & settings.keys():
+        values, given = accepted[key], settings[key]
+        if not isinstance(values, range):
+            choice(key, given, values)
+        elif isinstance(given, bool) or given not in values:
+            raise ValueError(f"{key} must be a whole number from {values[0]} to {values[-1]}, got {given!r}")
     if not alt.strip():
         raise ValueError("alt must say what the piece shows, for those who cannot see it")
     inside = f"<p>{html.escape(alt)}</p>" if still is None else _picture(still, alt)
